@@ -1,0 +1,1 @@
+"""What the engine costs, measured beside what one would use instead. Public API only; see README.md."""

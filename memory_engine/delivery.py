@@ -1,0 +1,323 @@
+"""The outbox worker: takes pending (scope, block) pairs, lets the block absorb a chunk, commits state and cursor as one.
+
+A delivery is `claim -> read_chunk -> _aput -> commit_delivery`. Whatever happens in between, the cursor only moves with
+what the block made of the messages; a crash leaves the pair pending and its lease to run out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Coroutine, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from memory_engine.binding import Block, bind, can_forget, kept
+from memory_engine.block import BlockContext, Erased
+from memory_engine.errors import BlockError, BlockTimeoutError, BlockUnavailableError, StoreError
+from memory_engine.guard import Interrupted, guarded
+from memory_engine.rows import message_of
+from memory_engine.settings import Clock, Limits
+from memory_engine.store import Chunk, Claim, ErasureClaim, StateChange, Store, WorkFilter
+from memory_engine.telemetry import Telemetry
+from memory_engine.tokens import TokenCounter
+
+T = TypeVar("T")
+
+log = logging.getLogger("memory_engine.delivery")
+
+UNAVAILABLE = (BlockUnavailableError, BlockTimeoutError, TimeoutError, ConnectionError)
+"""Failures of the world around a block: retried for ever, never parked."""
+
+GRACE = 5.0
+"""How long, in seconds, a worker that is stopped waits for the database to record what was done."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeliverySettings:
+    """What a worker needs to know of the memory it works for."""
+
+    definitions: Mapping[str, Block]
+    flush_size: int
+    limits: Limits
+    work: WorkFilter
+
+
+class DeliveryWorker:
+    """Carries out pending deliveries and erasures, in the background (`start`) or on demand (`run_once`)."""
+
+    def __init__(
+        self, store: Store, counter: TokenCounter, clock: Clock, settings: DeliverySettings, telemetry: Telemetry
+    ) -> None:
+        self._store, self._counter, self._clock = store, counter, clock
+        self._settings, self._telemetry = settings, telemetry
+        self._woken = asyncio.Event()
+        self._settled = asyncio.Condition()
+        self._task: asyncio.Task[None] | None = None
+        self._running: set[asyncio.Task[None]] = set()
+        # Consecutive failures of outside services per pair; only the back-off depends on it, so memory is enough.
+        self._unavailable: dict[tuple[str, str], int] = {}
+
+    # -- life ------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to work in the background; what was left pending by an earlier process is resumed."""
+        if self._task is None and self._settings.work.blocks:
+            self._woken.set()
+            self._task = asyncio.create_task(self._loop(), name="memory-engine delivery")
+
+    def wake(self) -> None:
+        """Look for work now."""
+        self._woken.set()
+
+    async def stop(self) -> None:
+        """Cancel what is running; it stays pending. Idempotent."""
+        tasks = [*self._running, *([self._task] if self._task else [])]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.gather(*tasks, return_exceptions=True)
+        self._task = None
+
+    async def settled(self, timeout: float) -> None:
+        """Wait until a delivery ended in this process, at most `timeout` seconds."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout), self._settled:
+                await self._settled.wait()
+
+    async def _loop(self) -> None:
+        while True:
+            self._woken.clear()
+            try:
+                await self._fill()
+                pause = await self._pause()
+            except Exception:  # a worker that ends would leave everything pending without a word
+                log.exception("the queue of deliveries could not be read, trying again in %.1f s", self._settings.limits.poll)
+                pause = self._settings.limits.poll
+            if pause > 0:
+                # Not `wait_for`: before Python 3.12 it swallows a cancellation that comes together with the event.
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(pause):
+                        await self._woken.wait()
+
+    async def _pause(self) -> float:
+        limits = self._settings.limits
+        if len(self._running) >= limits.concurrency:
+            return limits.poll
+        pending = await self._store.pending(self._settings.work)
+        if pending.next_in is None:
+            return limits.poll
+        # What is due but claimed by somebody else (or by us, still running) must not make us spin.
+        return min(limits.poll, max(pending.next_in, 0.02 if self._running else 0.005))
+
+    async def _fill(self) -> None:
+        """Start as many due deliveries and erasures as the concurrency allows."""
+        room = self._settings.limits.concurrency - len(self._running)
+        if room <= 0 or not (await self._store.pending(self._settings.work)).any:
+            return
+        for work in await self._claim(self._settings.work, room):
+            task = asyncio.create_task(self._carry_out(work))
+            self._running.add(task)
+            task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a delivery ended unexpectedly; it stays pending", exc_info=error)
+        self._woken.set()
+
+    async def run_once(self, work: WorkFilter) -> int:
+        """One attempt at everything of `work` that is due, here and now. Returns how many pairs were tried."""
+        if not work.blocks or not (await self._store.pending(work)).any:
+            return 0
+        claims = await self._claim(work, self._settings.limits.concurrency)
+        if claims:
+            await asyncio.gather(*(self._carry_out(claim) for claim in claims))
+        return len(claims)
+
+    async def _claim(self, work: WorkFilter, room: int) -> Sequence[Claim | ErasureClaim]:
+        claiming = asyncio.create_task(self._claimed(work, room))
+        try:
+            return await asyncio.shield(claiming)
+        except asyncio.CancelledError:
+            # What was claimed on the way is given back, so that nobody has to wait for the leases to run out.
+            await asyncio.wait({claiming})
+            if not claiming.cancelled() and claiming.exception() is None:
+                for claim in claiming.result():
+                    await _finish(self._store.release(claim.lease))
+            raise
+
+    async def _claimed(self, work: WorkFilter, room: int) -> Sequence[Claim | ErasureClaim]:
+        seconds = self._settings.limits.lease
+        erasures = await self._store.claim_erasures(work, seconds=seconds, limit=room)
+        if len(erasures) >= room:
+            return erasures
+        return [*erasures, *await self._store.claim(work, seconds=seconds, limit=room - len(erasures))]
+
+    async def _carry_out(self, work: Claim | ErasureClaim) -> None:
+        try:
+            if isinstance(work, Claim):
+                await self._deliver_all(work)
+            else:
+                await self._forget(work)
+        except StoreError:
+            log.exception("the database failed during a delivery to block %r; it stays pending", work.lease.block)
+        finally:
+            # A cancelled worker gives its lease back, so that the next one need not wait for it to run out.
+            await _finish(self._store.release(work.lease))
+            async with self._settled:
+                self._settled.notify_all()
+
+    # -- deliveries ------------------------------------------------------------------------------------------
+
+    async def _deliver_all(self, claim: Claim) -> None:
+        while True:
+            chunk = await self._store.read_chunk(claim, self._settings.flush_size)
+            if chunk is None or not await self._deliver(claim, chunk):
+                return
+            claim = replace(claim, cursor=chunk.to_seq, attempts=0)
+            if claim.parked_id is not None or claim.cursor >= claim.target:
+                return
+
+    async def _deliver(self, claim: Claim, chunk: Chunk) -> bool:
+        """Let the block absorb one chunk; whether it did and the claim may go on."""
+        name = claim.lease.block
+        started = time.perf_counter()
+        try:
+            change = await self._absorb(claim, chunk)
+            # What the block has done counts, also when the engine closes meanwhile: its model is not called twice for it.
+            done = await _to_the_end(self._store.commit_delivery(claim, chunk, change)) is not None
+        except (Interrupted, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError):
+                raise
+            log.info("a delivery to block %r was given up: its lease or its session is gone", name)
+            return False
+        except Exception as error:  # noqa: BLE001 - the boundary to code that is not ours: any failure is kept and retried
+            await _to_the_end(self._failed(claim, chunk, error))
+            return False
+        self._unavailable.pop((claim.lease.scope_key, name), None)
+        self._telemetry.delivered(name, time.perf_counter() - started, "done" if done else "overtaken")
+        return done
+
+    async def _absorb(self, claim: Claim, chunk: Chunk) -> StateChange:
+        if not chunk.rows:
+            return StateChange()
+        definition = self._settings.definitions[claim.lease.block]
+        context = self._context(claim, chunk)
+        block, binding = bind(self._store, definition, context, chunk.state, session=claim.session, writable=True)
+        messages = [message_of(row) for row in chunk.rows]
+        with self._telemetry.span("memory_engine.delivery", block=definition.name, messages=len(messages)):
+            await self._leased(claim, block._aput(messages), f"Block {definition.name!r}: _aput")
+        return binding.change()
+
+    async def _leased(self, claim: Claim | ErasureClaim, work: Any, what: str) -> None:
+        limits = self._settings.limits
+        session = claim.session if isinstance(claim, Claim) else None
+        async with kept(self._store, claim.lease, session, limits.lease) as lost:
+            await guarded(work, seconds=limits.delivery, what=what, stop=lost)
+
+    def _context(self, claim: Claim, chunk: Chunk) -> BlockContext:
+        session = claim.session
+        return BlockContext(
+            tenant=session.tenant,
+            user_id=session.user_id,
+            session_id=session.session_id,
+            session_uid=session.uid,
+            scope_key=claim.lease.scope_key,
+            epoch=session.epoch,
+            now=self._clock.now(),
+            count=self._counter.text,
+            seqs=tuple(row.seq for row in chunk.rows),
+            delivery_id=f"{session.uid}:{claim.lease.block}:{chunk.from_seq}-{chunk.to_seq}",
+            attempt=claim.attempts + 1,
+            state_version=chunk.state.version,
+            deleted_version=chunk.state.deleted_version,
+        )
+
+    async def _failed(self, claim: Claim, chunk: Chunk, error: Exception) -> None:
+        limits, name = self._settings.limits, claim.lease.block
+        # A database that refuses is no fault of the block, but must not make us call its model again and again at once.
+        counted = not isinstance(error, (*UNAVAILABLE, StoreError))
+        park = counted and claim.attempts + 1 >= limits.max_attempts
+        pair = (claim.lease.scope_key, name)
+        failures = claim.attempts if counted else self._unavailable.get(pair, 0)
+        if not counted:
+            self._unavailable[pair] = failures + 1
+        retry_in = min(limits.last_retry, limits.first_retry * 2.0 ** min(failures, 30)) * random.uniform(0.8, 1.0)
+        text = describe(error)
+        if park:
+            log.error(
+                "block %r refused seq %d to %d %d times, parked: %s",
+                name,
+                chunk.from_seq,
+                chunk.to_seq - 1,
+                claim.attempts + 1,
+                text,
+            )
+        else:
+            log.warning("block %r failed (%s), trying again in %.1f s", name, text, retry_in)
+        self._telemetry.delivered(name, 0.0, "parked" if park else "failed")
+        await self._store.fail_delivery(claim, chunk, text, retry_in=retry_in, counted=counted, park=park)
+
+    # -- erasures --------------------------------------------------------------------------------------------
+
+    async def _forget(self, claim: ErasureClaim) -> None:
+        """Let a block forget; one that cannot is rebuilt from what remains."""
+        limits = self._settings.limits
+        definition = self._settings.definitions[claim.lease.block]
+        if not can_forget(definition):
+            await self._store.commit_erasure(claim, StateChange(), rebuild=claim.erasure.session_uid is not None)
+            return
+        erasure = claim.erasure
+        context = BlockContext(
+            tenant=erasure.tenant,
+            user_id=None,
+            session_id="",
+            session_uid=erasure.session_uid or "",
+            scope_key=erasure.scope_key,
+            epoch=0,
+            now=self._clock.now(),
+            count=self._counter.text,
+            delivery_id=f"erasure:{erasure.id}",
+            state_version=claim.state.version,
+            deleted_version=claim.state.deleted_version,
+            erasing=(Erased(erasure.session_uid, erasure.seqs),),
+        )
+        try:
+            block, binding = bind(self._store, definition, context, claim.state, session=None, writable=True)
+            await self._leased(claim, block._aforget(erasure.session_uid, erasure.seqs), f"Block {definition.name!r}: _aforget")
+            await self._store.commit_erasure(claim, binding.change(), rebuild=False)
+        except Exception as error:  # noqa: BLE001 - as for deliveries; an erasure is never given up
+            log.warning("block %r could not forget yet: %s", definition.name, describe(error))
+            await _to_the_end(self._store.fail_erasure(claim, describe(error), retry_in=limits.first_retry))
+
+
+def describe(error: BaseException) -> str:
+    """An error as one line for receipts and the queue."""
+    text = " ".join(str(error).split())[:500]
+    return text if isinstance(error, BlockError) and text else f"{type(error).__name__}: {text}"
+
+
+async def _to_the_end(work: Coroutine[Any, Any, T]) -> T:
+    """Run to the end even while being cancelled, if that takes no longer than `GRACE`."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError as cancelled:
+        done, _ = await asyncio.wait({task}, timeout=GRACE)
+        if not done:
+            task.cancel()
+        elif not task.cancelled() and task.exception() is not None:
+            raise cancelled from task.exception()
+        raise
+
+
+async def _finish(work: Coroutine[Any, Any, None]) -> None:
+    """As `_to_the_end`; the database's failures only cost the lease its early end."""
+    try:
+        await _to_the_end(work)
+    except StoreError:
+        log.debug("a lease could not be given back; it runs out by itself", exc_info=True)

@@ -1,0 +1,399 @@
+"""The use cases of one session: plans of the pure modules carried out on the store. Reading a context is `reading.py`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, suppress
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from types import TracebackType
+from typing import Any, TypeVar
+
+from memory_engine.binding import Block, bind, can_forget
+from memory_engine.block import BlockContext, Erased
+from memory_engine.delivery import DeliveryWorker
+from memory_engine.errors import ConfigurationError, DrainTimeoutError, MessageNotFoundError, StoreError
+from memory_engine.messages import ChatMessage, coerce, without_memory
+from memory_engine.rows import draft_of, message_of, microseconds, moment
+from memory_engine.settings import Clock, Settings
+from memory_engine.store import (
+    AppendResult,
+    BlockTarget,
+    Draft,
+    Flush,
+    FlushPolicy,
+    Pending,
+    SessionInfo,
+    SessionRow,
+    SessionSpec,
+    Store,
+    TokenizerChanged,
+    WorkFilter,
+    scope_key,
+)
+from memory_engine.telemetry import Telemetry
+from memory_engine.tokens import TokenCounter
+from memory_engine.window import StateCache, Windows
+
+log = logging.getLogger("memory_engine.session")
+
+R = TypeVar("R")
+MessageLike = ChatMessage | Mapping[str, Any]
+
+
+@dataclass(slots=True)
+class Core:
+    """What all sessions of an engine share."""
+
+    store: Store
+    counter: TokenCounter
+    clock: Clock
+    settings: Settings
+    definitions: Mapping[str, Block]
+    worker: DeliveryWorker
+    telemetry: Telemetry
+    windows: Windows = field(default_factory=Windows)
+    states: StateCache = field(default_factory=StateCache)
+    background: set[asyncio.Task[Any]] = field(default_factory=set)
+    unawaited: set[asyncio.Task[Any]] = field(default_factory=set)
+
+    @property
+    def policy(self) -> FlushPolicy:
+        settings = self.settings
+        return FlushPolicy(settings.history_share, settings.token_flush_size, settings.max_turns)
+
+    def spec(self, tenant: str, session_id: str, user_id: str | None, metadata: str) -> SessionSpec:
+        targets = tuple(BlockTarget(d.name, d.scope, d.start, d.accept_short_term_memory) for d in self.definitions.values())
+        return SessionSpec(tenant, session_id, user_id, self.counter.identity, targets, metadata)
+
+    def soon(self, work: Coroutine[Any, Any, Any], *, awaited: bool = True) -> None:
+        """Run something in the background; its failure is logged. `settle` waits for it if it is `awaited`."""
+        task = asyncio.create_task(work)
+        (self.background if awaited else self.unawaited).add(task)
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[Any]) -> None:
+        self.background.discard(task)
+        self.unawaited.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.warning("background work failed: %s", error)
+
+    async def settle(self, timeout: float | None = None) -> None:
+        """Wait for the background work that was begun until now, at most `timeout` seconds."""
+        if self.background:
+            await asyncio.wait(set(self.background), timeout=timeout)
+
+    async def stop(self) -> None:
+        """End what runs in the background; what is not done stays pending in the database."""
+        tasks = {*self.background, *self.unawaited}
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        await self.worker.stop()
+
+    async def wait_absorbed(self, work: WorkFilter, timeout: float | None) -> None:
+        """Until nothing of `work` is pending; raises `DrainTimeoutError` after `timeout` seconds."""
+        end = None if timeout is None else time.monotonic() + timeout
+        await self.settle(timeout)
+        while (pending := await self.store.pending(work)).any:
+            left = None if end is None else end - time.monotonic()
+            if left is not None and left <= 0:
+                raise DrainTimeoutError(f"{pending.deliveries} deliveries and {pending.erasures} erasures were still pending.")
+            await self._wait_for_work(work, pending, left)
+
+    async def _wait_for_work(self, work: WorkFilter, pending: Pending, left: float | None) -> None:
+        pause = min(0.25 if pending.next_in is None else max(pending.next_in, 0.005), 0.25)
+        if left is not None:
+            pause = min(pause, max(left, 0.001))
+        if self.settings.delivery == "inline":
+            with suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    if not await self.worker.run_once(work):
+                        await asyncio.sleep(pause)
+            return
+        self.worker.wake()
+        await self.worker.settled(pause)
+
+
+class Session:
+    """One session of one engine. Handles share nothing but the `Core`; all state is in the database."""
+
+    def __init__(self, core: Core, *, tenant: str, session_id: str, user_id: str | None, metadata: str) -> None:
+        if user_id is None:
+            personal = [d.name for d in core.definitions.values() if d.scope == "user"]
+            if personal:
+                raise ConfigurationError(f"The blocks {personal} have scope='user'; give the session a user_id.")
+        self.core = core
+        self.identity = (tenant, session_id, user_id, metadata)
+        self._spec: SessionSpec | None = None
+        self.known: SessionRow | None = None
+
+    @property
+    def spec(self) -> SessionSpec:
+        # Made on first use: the tokenizer's identity costs a load of its ranks.
+        if self._spec is None:
+            self._spec = self.core.spec(*self.identity)
+        return self._spec
+
+    @property
+    def work(self) -> WorkFilter:
+        """The pending work of this session's blocks."""
+        return WorkFilter(tuple(self.core.definitions), self.spec.tenant, self.spec.session_id)
+
+    # -- writing ---------------------------------------------------------------------------------------------
+
+    async def put(self, messages: Sequence[MessageLike]) -> list[ChatMessage]:
+        """Commit messages; returns them as stored."""
+        started = time.perf_counter()
+        with self.core.telemetry.span("memory_engine.put", messages=len(messages)):
+            given, drafts = await self._drafts(messages)
+            if not drafts:
+                return []
+            result = await self._retrying(lambda: self._append(drafts))
+        stored = self._stored(given, drafts, result)
+        self.core.windows.appended(result, {row.seq: m for row, m in zip(result.rows, stored, strict=True)})
+        self.core.telemetry.put(len(drafts), time.perf_counter() - started)
+        await self._after(result.flush)
+        return stored
+
+    async def set(self, messages: Sequence[MessageLike]) -> None:
+        """Make these the active messages."""
+        _, drafts = await self._drafts(messages)
+        result = await self._retrying(
+            lambda: self.core.store.replace_active(self.spec, drafts, self.core.policy, now=self._now())
+        )
+        self.known = result.session
+        await self._after(result.flush)
+
+    async def flush(self, *, final: bool) -> int:
+        """Archive the complete turns, with `final` all; returns how many tokens left the FIFO."""
+        session = await self._current()
+        if session is None:
+            return 0
+        flush = await self.core.store.flush(session, self.spec, self.core.policy, final=final)
+        await self._after(flush)
+        return flush.tokens if flush else 0
+
+    async def advance(self, session: SessionRow, horizon: int) -> None:
+        """Archive active messages that a view had to leave out, unless the session changed meanwhile."""
+        await self._after(await self.core.store.advance_horizon(session, self.spec, horizon))
+
+    async def delete(self, ids: Sequence[str]) -> int:
+        session = await self._current()
+        if session is None or not ids:
+            return 0
+        removed = await self.core.store.delete_messages(session, self.spec, list(ids))
+        await self._erased(session.uid)
+        return removed
+
+    async def rewind(self, message_id: str) -> int:
+        session = await self._current()
+        if session is None:
+            raise MessageNotFoundError(f"There is no message {message_id!r}: the session is empty.")
+        removed = await self.core.store.rewind(session, self.spec, message_id)
+        await self._erased(session.uid)
+        return removed
+
+    async def pop(self) -> ChatMessage | None:
+        session = await self._current()
+        row = await self.core.store.pop(session, self.spec) if session else None
+        if session is None or row is None:
+            return None
+        await self._erased(session.uid)
+        return message_of(row)
+
+    async def reset(self) -> None:
+        session = await self._current()
+        if session is not None:
+            self.known = await self.core.store.reset(session, self.spec)
+            await self._erased(session.uid)
+
+    async def redeliver(self, block: str | None) -> int:
+        session = await self._current()
+        count = await self.core.store.redeliver(session, block) if session else 0
+        if count:
+            await self._deliver()
+        return count
+
+    async def drain(self, timeout: float | None) -> None:
+        session = await self._current()
+        if session is not None and self.spec.receivers:
+            await self.core.store.ensure_cursors(session, self.spec)
+        await self.core.wait_absorbed(self.work, timeout)
+
+    # -- reading ---------------------------------------------------------------------------------------------
+
+    def definition(self, name: str) -> Block:
+        """The block of that name; raises `ConfigurationError`."""
+        definitions = self.core.definitions
+        if not isinstance(name, str) or name not in definitions:
+            known = ", ".join(sorted(definitions)) or "none"
+            raise ConfigurationError(f"This memory has no block {name!r:.80}; its blocks are: {known}.")
+        return definitions[name]
+
+    async def get_all(self) -> list[ChatMessage]:
+        session = await self._current()
+        return [message_of(row) for row in await self.core.store.all_rows(session)] if session else []
+
+    async def bound(self, definition: Block) -> Block:
+        """A copy of the block with what is saved in this session's scope."""
+        session = await self._current()
+        if session is None and definition.scope == "session":
+            # State of a session needs the session's uid: create it.
+            session = (await self._retrying(lambda: self._append([]))).session
+        context = self.context_of(definition, session)
+        # Erasures first: when none is waiting, what is read after that is free of what was erased.
+        waiting = await self.core.store.pending_erasures(context.scope_key, definition.name)
+        saved = await self.core.store.read_state(context.scope_key, definition.name)
+        context = replace(context, state_version=saved.version, deleted_version=saved.deleted_version)
+        context = replace(context, erasing=tuple(Erased(e.session_uid, e.seqs) for e in waiting))
+        lease = self.core.settings.limits.lease
+        # A block that cannot forget by itself waits to be rebuilt; until then it must not show what was erased.
+        blank = bool(waiting) and not can_forget(definition)
+        block, _ = bind(self.core.store, definition, context, saved, session=session, writable=False, lease=lease, blank=blank)
+        return block
+
+    def context_of(self, definition: Block, session: SessionRow | None) -> BlockContext:
+        """Where a copy of the block bound to this session stands."""
+        spec = self.spec
+        uid = session.uid if session else ""
+        return BlockContext(
+            tenant=spec.tenant,
+            user_id=spec.user_id,
+            session_id=spec.session_id,
+            session_uid=uid,
+            scope_key=scope_key(definition.scope, tenant=spec.tenant, user_id=spec.user_id, session_uid=uid),
+            epoch=session.epoch if session else 0,
+            now=self.core.clock.now(),
+            count=self.core.counter.text,
+        )
+
+    # -- helpers ---------------------------------------------------------------------------------------------
+
+    async def _drafts(self, messages: Sequence[MessageLike]) -> tuple[list[ChatMessage], list[Draft]]:
+        given = [kept for kept in (without_memory(coerce(message)) for message in messages) if kept is not None]
+        tokens = await self.core.counter.count_messages(given)
+        now = self.core.clock.now()
+        return given, [draft_of(message, count, now) for message, count in zip(given, tokens, strict=True)]
+
+    async def _append(self, drafts: Sequence[Draft]) -> AppendResult:
+        result = await self.core.store.append(self.spec, drafts, self.core.policy, now=self._now(), known=self.known)
+        self.known = result.session
+        return result
+
+    def _stored(self, given: Sequence[ChatMessage], drafts: Sequence[Draft], result: AppendResult) -> list[ChatMessage]:
+        appended = {row.seq for row in result.appended}
+        stored: list[ChatMessage] = []
+        for message, draft, row in zip(given, drafts, result.rows, strict=True):
+            if row.seq in appended and not draft.partial:
+                stored.append(message.model_copy(update={"id": row.message_id, "created_at": moment(row.created_at)}))
+            else:
+                stored.append(message_of(row))
+        return stored
+
+    async def _retrying(self, write: Any) -> Any:
+        """Run a write; when another tokenizer counted the session, recount and run it again."""
+        while True:
+            try:
+                return await write()
+            except TokenizerChanged:
+                self.known = None
+                await self.recount()
+
+    async def recount(self) -> SessionRow | None:
+        """Count the active messages with this memory's tokenizer; the session as it is then."""
+        while True:
+            session = (await self.core.store.snapshot(self.spec)).session
+            if session is None or session.tokenizer == self.spec.tokenizer:
+                return session
+            rows = await self.core.store.visible_rows(session)
+            counts = await self.core.counter.count_messages([message_of(row) for row in rows])
+            tokens = {row.seq: count for row, count in zip(rows, counts, strict=True)}
+            if await self.core.store.recount(session, self.spec.tokenizer, tokens):
+                self.core.windows.forget(session.uid)
+
+    async def _current(self) -> SessionRow | None:
+        await self.core.settle()
+        snapshot = await self.core.store.snapshot(replace(self.spec, blocks=()), known=self.known)
+        self.known = snapshot.session
+        if self.known is not None and self.known.tokenizer != self.spec.tokenizer:
+            self.known = await self.recount()
+        return self.known
+
+    async def _after(self, flush: Flush | None) -> None:
+        if flush is None:
+            return
+        self.core.telemetry.flushed(flush.tokens)
+        log.debug("seq %d to %d left the FIFO (%d tokens)", flush.start_seq, flush.end_seq - 1, flush.tokens)
+        await self._deliver()
+
+    async def _erased(self, uid: str) -> None:
+        self.core.windows.forget(uid)
+        self.known = None
+        await self._deliver()
+
+    async def _deliver(self) -> None:
+        if self.core.settings.delivery == "background":
+            self.core.worker.wake()
+            return
+        if self.core.unawaited:
+            # The attempt at what an earlier process left may hold a pair that we need, and knows nothing of our flush.
+            await asyncio.wait(set(self.core.unawaited), timeout=self.core.settings.limits.delivery)
+        try:
+            await self.core.worker.run_once(self.work)
+        except StoreError:
+            # What brought us here is committed; an error now would tell the caller otherwise.
+            log.warning("a delivery could not begin; it stays pending", exc_info=True)
+
+    def _now(self) -> int:
+        return microseconds(self.core.clock.now())
+
+
+@dataclass(frozen=True, slots=True)
+class SessionSummary:
+    """A line of `MemoryEngine.list_sessions`; `messages` counts all that are stored, archived ones too."""
+
+    tenant: str
+    session_id: str
+    user_id: str | None
+    messages: int
+    created_at: datetime
+    updated_at: datetime
+    metadata: Mapping[str, Any]
+
+
+def summary_of(info: SessionInfo) -> SessionSummary:
+    """The summary of a stored line."""
+    times = moment(info.created_at), moment(info.updated_at)
+    return SessionSummary(info.tenant, info.session_id, info.user_id, info.messages, *times, dict(info.metadata))
+
+
+class BoundBlock:
+    """What `memory.block(name)` returns: awaited, the block bound to this scope, to look at; entered, to correct it."""
+
+    def __init__(self, ready: Callable[[], Awaitable[object]], session: Session, name: str) -> None:
+        self._ready, self._session, self._definition = ready, session, session.definition(name)
+        self._transaction: AbstractAsyncContextManager[None] | None = None
+
+    def __await__(self) -> Generator[Any, None, Block]:
+        return self._bind().__await__()
+
+    async def _bind(self) -> Block:
+        await self._ready()
+        return await self._session.bound(self._definition)
+
+    async def __aenter__(self) -> Block:
+        block = await self._bind()
+        self._transaction = block.transaction()
+        await self._transaction.__aenter__()
+        return block
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        assert self._transaction is not None
+        return await self._transaction.__aexit__(kind, error, trace)

@@ -1,0 +1,385 @@
+"""The queue of deliveries and erasures. Plain functions over a `Connection`; callers bring the transaction."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, Select, and_, case, delete, func, insert, literal, or_, select, union_all, update
+
+from memory_engine.budget import plan_chunks
+from memory_engine.sql.flushing import Flushing
+from memory_engine.sql.reading import Reading, message_columns, message_rows, session_columns
+from memory_engine.sql.states import Leases, States
+from memory_engine.sql.tables import Tables, epoch_seconds
+from memory_engine.store import (
+    Chunk,
+    Claim,
+    Erasure,
+    ErasureClaim,
+    Lease,
+    MessageRow,
+    Pending,
+    SessionRow,
+    StateChange,
+    StateRow,
+    WorkFilter,
+    scope_key,
+)
+
+T = TypeVar("T")
+
+
+class Deliveries:
+    """Statements over cursors, leases, parked chunks and erasures."""
+
+    def __init__(self, tables: Tables, reading: Reading, flushing: Flushing, states: States, leases: Leases) -> None:
+        self._tables, self._reading, self._flushing = tables, reading, flushing
+        self._states, self._leases = states, leases
+        # Workers ask with one filter again and again; building a statement takes longer than running it.
+        self.pending_statement = lru_cache(maxsize=256)(self._pending_statement)
+        self.cursor_statement = lru_cache(maxsize=256)(self._cursor_statement)
+        self.parked_statement = lru_cache(maxsize=256)(self._parked_statement)
+        self.erasure_statement = lru_cache(maxsize=256)(self._erasure_statement)
+
+    # -- what waits ------------------------------------------------------------------------------------------
+
+    def pending(self, connection: Connection, work: WorkFilter) -> Pending:
+        if not work.blocks:
+            return Pending()
+        deliveries = erasures = 0
+        nexts: list[float] = []
+        for kind, count, due in connection.execute(self.pending_statement(work)).all():
+            if kind == "erasure":
+                erasures += count
+            else:
+                deliveries += count
+            if count:
+                nexts.append(max(0.0, due))
+        return Pending(deliveries, erasures, min(nexts, default=None))
+
+    def _pending_statement(self, work: WorkFilter) -> Any:
+        """One row for each kind of work: how many, and in how many seconds the first may be tried."""
+        cursors, parked, erasures = self._tables.cursors, self._tables.parked, self._tables.erasures
+        parts: tuple[tuple[str, Any, Any, list[Any]], ...] = (
+            ("cursor", cursors, cursors.c.next_attempt_at, [cursors.c.cursor < cursors.c.target]),
+            ("parked", parked, parked.c.redeliver_at, [parked.c.redeliver_at.is_not(None)]),
+            ("erasure", erasures, erasures.c.due_at, []),
+        )
+        return union_all(*(self._waiting(kind, table, due, where, work) for kind, table, due, where in parts))
+
+    def _waiting(self, kind: str, table: Any, due: Any, where: Sequence[Any], work: WorkFilter) -> Select[Any]:
+        leases = self._tables.leases
+        same_pair = and_(leases.c.scope_key == table.c.scope_key, leases.c.block == table.c.block)
+        free = case((leases.c.until > due, leases.c.until), else_=due)
+        source = table.outerjoin(leases, same_pair)
+        statement = select(literal(kind).label("kind"), func.count(), func.min(free) - epoch_seconds())
+        return statement.select_from(source).where(table.c.block.in_(work.blocks), *where, *self._of(table, work))
+
+    def _of(self, table: Any, work: WorkFilter) -> list[Any]:
+        """The conditions that a row belongs to the tenant and session of a filter."""
+        if work.tenant is None and work.session_id is None:
+            return []
+        if table is self._tables.erasures:
+            wanted = ((table.c.tenant, work.tenant), (table.c.session_id, work.session_id))
+            mine = and_(*(column == value for column, value in wanted if value is not None))
+        else:
+            sessions = self._tables.sessions
+            # Correlated with nothing else: the statements that use this join the sessions themselves.
+            statement = select(sessions.c.pk).where(sessions.c.pk == table.c.session_pk).correlate(table)
+            if work.tenant is not None:
+                statement = statement.where(sessions.c.tenant == work.tenant)
+            if work.session_id is not None:
+                statement = statement.where(sessions.c.session_id == work.session_id)
+            mine = statement.exists()
+        return [or_(mine, table.c.scope_key.in_(work.scopes)) if work.scopes else mine]
+
+    # -- claiming --------------------------------------------------------------------------------------------
+
+    def claim(self, connection: Connection, work: WorkFilter, seconds: float, limit: int) -> tuple[Claim, ...]:
+        if not work.blocks:
+            return ()
+        claims = self._take(connection, self.parked_statement(work, limit), seconds, limit, _parked_claim)
+        if len(claims) < limit:
+            room = limit - len(claims)
+            claims += self._take(connection, self.cursor_statement(work, room), seconds, room, _cursor_claim)
+        return tuple(claims)
+
+    def claim_erasures(self, connection: Connection, work: WorkFilter, seconds: float, limit: int) -> tuple[ErasureClaim, ...]:
+        if not work.blocks:
+            return ()
+
+        def claimed(row: Any, lease: Lease) -> ErasureClaim:
+            return ErasureClaim(lease, _erasure(row), self._states.read(connection, row.scope_key, row.block))
+
+        return tuple(self._take(connection, self.erasure_statement(work, limit), seconds, limit, claimed))
+
+    def _take(
+        self, connection: Connection, due: Any, seconds: float, limit: int, claimed: Callable[[Any, Lease], T]
+    ) -> list[T]:
+        """Lease the pairs of due rows, each once. Repeated, because one busy pair may fill a whole page of rows."""
+        taken: list[T] = []
+        while len(taken) < limit:
+            rows = connection.execute(due).all()
+            pairs: set[tuple[str, str]] = set()
+            before = len(taken)
+            for row in rows:
+                pair = (row.scope_key, row.block)
+                if pair in pairs or len(taken) >= limit:
+                    continue
+                pairs.add(pair)
+                lease = self._leases.take(connection, *pair, seconds)
+                if lease is not None:
+                    taken.append(claimed(row, lease))
+            if len(taken) == before:
+                break
+        return taken
+
+    def _free(self, table: Any) -> Any:
+        leases = self._tables.leases
+        return ~(
+            select(leases.c.token)
+            .where(leases.c.scope_key == table.c.scope_key, leases.c.block == table.c.block, leases.c.until > epoch_seconds())
+            .exists()
+        )
+
+    def _cursor_statement(self, work: WorkFilter, limit: int) -> Select[Any]:
+        """Due cursors of free pairs, those that wait longest first."""
+        cursors = self._tables.cursors
+        columns = (cursors.c.scope_key, cursors.c.block, cursors.c.cursor, cursors.c.target, cursors.c.attempts)
+        return (
+            self._with_session(cursors, columns)
+            .where(cursors.c.cursor < cursors.c.target, cursors.c.next_attempt_at <= epoch_seconds())
+            .where(cursors.c.block.in_(work.blocks), self._free(cursors), *self._of(cursors, work))
+            .order_by(cursors.c.next_attempt_at, cursors.c.session_pk)
+            .limit(8 * limit)
+        )
+
+    def _parked_statement(self, work: WorkFilter, limit: int) -> Select[Any]:
+        """Parked chunks that are to be delivered again."""
+        parked = self._tables.parked
+        columns = (
+            parked.c.scope_key,
+            parked.c.block,
+            parked.c.from_seq.label("cursor"),
+            parked.c.to_seq.label("target"),
+            parked.c.attempts,
+            parked.c.id.label("parked_id"),
+        )
+        return (
+            self._with_session(parked, columns)
+            .where(parked.c.redeliver_at.is_not(None), parked.c.redeliver_at <= epoch_seconds())
+            .where(parked.c.block.in_(work.blocks), self._free(parked), *self._of(parked, work))
+            .order_by(parked.c.redeliver_at, parked.c.id)
+            .limit(8 * limit)
+        )
+
+    def _with_session(self, table: Any, columns: Sequence[Any]) -> Select[Any]:
+        sessions = self._tables.sessions
+        own = (column.label(f"session_{column.name}") for column in session_columns(self._tables))
+        return select(*own, *columns).join_from(table, sessions, sessions.c.pk == table.c.session_pk)
+
+    def _erasure_statement(self, work: WorkFilter, limit: int) -> Select[Any]:
+        """Due erasures of free pairs, in the order they were given."""
+        erasures = self._tables.erasures
+        return (
+            select(erasures)
+            .where(erasures.c.block.in_(work.blocks), erasures.c.due_at <= epoch_seconds())
+            .where(self._free(erasures), *self._of(erasures, work))
+            .order_by(erasures.c.id)
+            .limit(8 * limit)
+        )
+
+    # -- delivering ------------------------------------------------------------------------------------------
+
+    def read_chunk(self, connection: Connection, claim: Claim, flush_size: int) -> Chunk | None:
+        if not self._leases.held(connection, claim.lease, claim.session):
+            return None
+        start, end = claim.cursor, claim.target
+        if claim.parked_id is None:
+            end = self._part_end(connection, claim, flush_size)
+        rows = self._rows(connection, claim.session.pk, start, end)
+        return Chunk(start, end, rows, self._states.read(connection, claim.lease.scope_key, claim.lease.block))
+
+    def _part_end(self, connection: Connection, claim: Claim, flush_size: int) -> int:
+        """The end of the part, of the flush at the cursor, in which the cursor lies."""
+        flushes = self._tables.flushes
+        own = flushes.c.session_pk == claim.session.pk
+        end = connection.execute(select(func.min(flushes.c.end_seq)).where(own, flushes.c.end_seq > claim.cursor)).scalar()
+        before = connection.execute(select(func.max(flushes.c.end_seq)).where(own, flushes.c.end_seq <= claim.cursor)).scalar()
+        end = claim.target if end is None else min(end, claim.target)
+        rows = self._flushing.light_rows(connection, claim.session.pk, before or 0, end)
+        for part_end in plan_chunks(rows, flush_size=flush_size)[:-1]:
+            if part_end > claim.cursor:
+                return min(part_end, end)
+        return end
+
+    def _rows(self, connection: Connection, pk: int, start: int, end: int) -> tuple[MessageRow, ...]:
+        messages = self._tables.messages
+        statement = (
+            select(*message_columns(self._tables))
+            .where(messages.c.session_pk == pk, messages.c.seq >= start, messages.c.seq < end)
+            .where(messages.c.role.not_in(("system", "developer")))
+            .order_by(messages.c.seq)
+        )
+        return tuple(message_rows(connection.execute(statement).all()))
+
+    def commit_delivery(self, connection: Connection, claim: Claim, chunk: Chunk, change: StateChange) -> StateRow | None:
+        if not self._leases.held(connection, claim.lease, claim.session) or not self._done(connection, claim, chunk):
+            return None
+        return self._states.apply(connection, claim.lease.scope_key, claim.lease.block, change)
+
+    def _done(self, connection: Connection, claim: Claim, chunk: Chunk) -> bool:
+        """Take a delivered chunk off the queue; False when it is not on it any more."""
+        cursors, parked = self._tables.cursors, self._tables.parked
+        if claim.parked_id is not None:
+            return connection.execute(delete(parked).where(parked.c.id == claim.parked_id)).rowcount == 1
+        here = self._cursor_at(claim, chunk.from_seq)
+        clean = {"attempts": 0, "next_attempt_at": 0.0, "last_error": None}
+        return connection.execute(update(cursors).where(here).values(cursor=chunk.to_seq, **clean)).rowcount == 1
+
+    def _cursor_at(self, claim: Claim, seq: int) -> Any:
+        cursors = self._tables.cursors
+        return and_(
+            cursors.c.session_pk == claim.session.pk,
+            cursors.c.block == claim.lease.block,
+            cursors.c.scope_key == claim.lease.scope_key,
+            cursors.c.cursor == seq,
+        )
+
+    def fail_delivery(
+        self,
+        connection: Connection,
+        claim: Claim,
+        chunk: Chunk | None,
+        error: str,
+        *,
+        retry_in: float,
+        counted: bool,
+        park: bool,
+    ) -> None:
+        if self._leases.held(connection, claim.lease, claim.session):
+            if claim.parked_id is not None:
+                self._fail_parked(connection, claim.parked_id, error, retry_in, counted, park)
+            elif park and chunk is not None:
+                self._park(connection, claim, chunk, error)
+            else:
+                self._postpone(connection, claim, error, retry_in, counted)
+        self._leases.release(connection, claim.lease)
+
+    def _fail_parked(
+        self, connection: Connection, parked_id: int, error: str, retry_in: float, counted: bool, park: bool
+    ) -> None:
+        parked = self._tables.parked
+        again = None if park else epoch_seconds() + retry_in
+        values = {"attempts": parked.c.attempts + int(counted), "redeliver_at": again, "error": error}
+        connection.execute(update(parked).where(parked.c.id == parked_id).values(values))
+
+    def _park(self, connection: Connection, claim: Claim, chunk: Chunk, error: str) -> None:
+        if not self._done(connection, claim, chunk):
+            return
+        values = {
+            "session_pk": claim.session.pk,
+            "block": claim.lease.block,
+            "scope_key": claim.lease.scope_key,
+            "from_seq": chunk.from_seq,
+            "to_seq": chunk.to_seq,
+            "error": error,
+            "attempts": claim.attempts + 1,
+            "redeliver_at": None,
+        }
+        connection.execute(insert(self._tables.parked), values)
+
+    def _postpone(self, connection: Connection, claim: Claim, error: str, retry_in: float, counted: bool) -> None:
+        cursors = self._tables.cursors
+        values = {
+            "attempts": cursors.c.attempts + int(counted),
+            "next_attempt_at": epoch_seconds() + retry_in,
+            "last_error": error,
+        }
+        connection.execute(update(cursors).where(self._cursor_at(claim, claim.cursor)).values(values))
+
+    def redeliver(self, connection: Connection, session: SessionRow, block: str | None) -> int:
+        if self._reading.lock(connection, session) is None:
+            return 0
+        parked = self._tables.parked
+        waiting = and_(parked.c.session_pk == session.pk, parked.c.redeliver_at.is_(None))
+        condition = waiting if block is None else and_(waiting, parked.c.block == block)
+        values = {"redeliver_at": epoch_seconds(), "attempts": 0}
+        return connection.execute(update(parked).where(condition).values(values)).rowcount
+
+    # -- erasures --------------------------------------------------------------------------------------------
+
+    def commit_erasure(self, connection: Connection, claim: ErasureClaim, change: StateChange, *, rebuild: bool) -> bool:
+        if not self._leases.held(connection, claim.lease):
+            return False
+        erasures, erasure = self._tables.erasures, claim.erasure
+        if connection.execute(delete(erasures).where(erasures.c.id == erasure.id)).rowcount == 0:
+            return False
+        if self._gone(connection, erasure):
+            return True
+        if rebuild:
+            if self._committed(connection, erasure):
+                self._rebuild(connection, erasure.scope_key, erasure.block)
+        else:
+            self._states.apply(connection, erasure.scope_key, erasure.block, change)
+        return True
+
+    def _gone(self, connection: Connection, erasure: Erasure) -> bool:
+        """Whether the scope was that of a session which is no more; nothing may be written to it then."""
+        uid = erasure.session_uid
+        if uid is None or erasure.scope_key != scope_key("session", tenant=erasure.tenant, user_id=None, session_uid=uid):
+            return False
+        sessions = self._tables.sessions
+        return connection.execute(select(sessions.c.pk).where(sessions.c.uid == uid)).first() is None
+
+    def _committed(self, connection: Connection, erasure: Erasure) -> bool:
+        """Whether the block's fields or records may hold something of what was erased."""
+        if erasure.seqs is None:
+            return True
+        cursors, sessions = self._tables.cursors, self._tables.sessions
+        statement = (
+            select(cursors.c.cursor)
+            .join_from(cursors, sessions, sessions.c.pk == cursors.c.session_pk)
+            .where(sessions.c.uid == erasure.session_uid, cursors.c.scope_key == erasure.scope_key)
+            .where(cursors.c.block == erasure.block, cursors.c.cursor > min(erasure.seqs))
+        )
+        return connection.execute(statement).first() is not None
+
+    def _rebuild(self, connection: Connection, scope: str, block: str) -> None:
+        """Drop what a block knows in a scope, and have it absorb again what is left of the scope's sessions."""
+        self._states.clear(connection, scope, block)
+        cursors, parked, erasures = self._tables.cursors, self._tables.parked, self._tables.erasures
+        for table in (parked, erasures):
+            # Parked chunks are met again on the way; what else was to be forgotten is gone with the rest.
+            connection.execute(delete(table).where(table.c.scope_key == scope, table.c.block == block))
+        values = {"cursor": cursors.c.start_seq, "attempts": 0, "next_attempt_at": 0.0, "last_error": None}
+        pair = (cursors.c.scope_key == scope, cursors.c.block == block)
+        connection.execute(update(cursors).where(*pair).values(values))
+
+    def fail_erasure(self, connection: Connection, claim: ErasureClaim, error: str, retry_in: float) -> None:
+        erasures = self._tables.erasures
+        if self._leases.held(connection, claim.lease):
+            values = {"attempts": erasures.c.attempts + 1, "due_at": epoch_seconds() + retry_in, "last_error": error}
+            connection.execute(update(erasures).where(erasures.c.id == claim.erasure.id).values(values))
+        self._leases.release(connection, claim.lease)
+
+    def pending_erasures(self, connection: Connection, scope: str, block: str) -> tuple[Erasure, ...]:
+        erasures = self._tables.erasures
+        statement = select(erasures).where(erasures.c.scope_key == scope, erasures.c.block == block).order_by(erasures.c.id)
+        return tuple(_erasure(row) for row in connection.execute(statement).all())
+
+
+def _cursor_claim(row: Any, lease: Lease) -> Claim:
+    return Claim(lease, SessionRow(*row[:18]), row.cursor, row.target, row.attempts)
+
+
+def _parked_claim(row: Any, lease: Lease) -> Claim:
+    return Claim(lease, SessionRow(*row[:18]), row.cursor, row.target, row.attempts, row.parked_id)
+
+
+def _erasure(row: Any) -> Erasure:
+    seqs = None if row.seqs is None else tuple(json.loads(row.seqs))
+    return Erasure(row.id, row.tenant, row.block, row.scope_key, row.session_uid, seqs)

@@ -1,0 +1,266 @@
+"""Leases, and the state and records of blocks. Plain functions over a `Connection`; callers bring the transaction."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+from itertools import islice
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, Select, bindparam, delete, func, insert, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from memory_engine.sql.tables import Tables, epoch_seconds
+from memory_engine.store import Lease, RecordRow, SessionRow, StateChange, StateRow
+
+T = TypeVar("T")
+
+BATCH = 500
+
+
+def batches(values: Iterable[T], size: int = BATCH) -> Iterator[list[T]]:
+    """The values in lists of at most `size`: databases bound the number of parameters."""
+    iterator = iter(values)
+    while batch := list(islice(iterator, size)):
+        yield batch
+
+
+def upsert(connection: Connection, table: Any) -> Any:
+    """An INSERT that can say `ON CONFLICT`, of the connection's dialect."""
+    return postgresql.insert(table) if connection.dialect.name == "postgresql" else sqlite.insert(table)
+
+
+def after_prefix(prefix: str) -> str | None:
+    """The smallest text greater than every text that starts with `prefix`; None when there is none."""
+    for end in range(len(prefix) - 1, -1, -1):
+        code = ord(prefix[end])
+        if code < 0x10FFFF:
+            # The surrogates in between are no characters, no stored text has them.
+            return prefix[:end] + chr(0xE000 if code == 0xD7FF else code + 1)
+    return None
+
+
+class Leases:
+    """The right to write a (scope, block) pair, by the database's clock."""
+
+    def __init__(self, tables: Tables) -> None:
+        self._tables = tables
+        leases, sessions = tables.leases, tables.sessions
+        self._owner = f"{socket.gethostname()}:{os.getpid()}"
+        mine = (
+            leases.c.scope_key == bindparam("p_scope"),
+            leases.c.block == bindparam("p_block"),
+            leases.c.token == bindparam("p_token"),
+        )
+        self._alive = (*mine, leases.c.until > epoch_seconds())
+        self._session = select(sessions.c.pk).where(
+            sessions.c.pk == bindparam("p_pk"), sessions.c.uid == bindparam("p_uid"), sessions.c.epoch == bindparam("p_epoch")
+        )
+        self._held = select(leases.c.token).where(*self._alive).with_for_update()
+        self._renew = update(leases).where(*self._alive).values(until=epoch_seconds() + bindparam("p_seconds"))
+        self._release = delete(leases).where(*mine)
+
+    def take(self, connection: Connection, scope_key: str, block: str, seconds: float) -> Lease | None:
+        """The lease of a pair, unless it is alive in other hands."""
+        leases = self._tables.leases
+        token = secrets.token_hex(16)
+        until = epoch_seconds() + seconds
+        statement = upsert(connection, leases).values(
+            scope_key=scope_key, block=block, owner=self._owner, token=token, until=until
+        )
+        statement = statement.on_conflict_do_update(
+            index_elements=[leases.c.scope_key, leases.c.block],
+            set_={"owner": self._owner, "token": token, "until": until},
+            where=leases.c.until <= epoch_seconds(),
+        ).returning(leases.c.token)
+        taken = connection.execute(statement).first()
+        return Lease(scope_key, block, token) if taken is not None else None
+
+    def held(self, connection: Connection, lease: Lease, session: SessionRow | None = None) -> bool:
+        """Whether the lease is alive and the session, if given, is still of the same uid and epoch."""
+        if session is not None and not self.current(connection, session):
+            return False
+        return connection.execute(self._held, _parameters(lease)).first() is not None
+
+    def current(self, connection: Connection, session: SessionRow) -> bool:
+        """Whether the session still has that uid and epoch."""
+        known = {"p_pk": session.pk, "p_uid": session.uid, "p_epoch": session.epoch}
+        return connection.execute(self._session, known).first() is not None
+
+    def renew(self, connection: Connection, lease: Lease, session: SessionRow | None, seconds: float) -> bool:
+        if session is not None and not self.current(connection, session):
+            return False
+        return connection.execute(self._renew, {**_parameters(lease), "p_seconds": seconds}).rowcount == 1
+
+    def release(self, connection: Connection, lease: Lease) -> None:
+        connection.execute(self._release, _parameters(lease))
+
+    def revoke(self, connection: Connection, condition: Any) -> None:
+        """Take leases from their owners, but leave the pairs closed until they would have ended.
+
+        Whoever lost one may still be writing to an outside store; what erases that must come after it.
+        """
+        connection.execute(update(self._tables.leases).where(condition).values(token=""))
+
+
+def _parameters(lease: Lease) -> dict[str, str]:
+    return {"p_scope": lease.scope_key, "p_block": lease.block, "p_token": lease.token}
+
+
+class States:
+    """Saved fields and records of (scope, block) pairs."""
+
+    def __init__(self, tables: Tables) -> None:
+        self._tables = tables
+        states, records = tables.states, tables.records
+        pair = (states.c.scope_key == bindparam("p_scope"), states.c.block == bindparam("p_block"))
+        self._select = select(states.c.version, states.c.deleted_version, states.c.format, states.c.state).where(*pair)
+        self._for_update = self._select.with_for_update()
+        self._insert = insert(states)
+        self._update = update(states).where(*pair)
+        records_of_pair = (records.c.scope_key == bindparam("p_scope"), records.c.block == bindparam("p_block"))
+        self._delete_record = delete(records).where(*records_of_pair, records.c.key == bindparam("p_key"))
+        self._delete_records = delete(records).where(*records_of_pair)
+        self._count = select(func.count()).select_from(records).where(*records_of_pair)
+        self._read_records = lru_cache(maxsize=None)(self._records_statement)
+
+    def read(self, connection: Connection, scope_key: str, block: str) -> StateRow:
+        row = connection.execute(self._select, {"p_scope": scope_key, "p_block": block}).first()
+        return StateRow() if row is None else StateRow(*row)
+
+    def apply(self, connection: Connection, scope_key: str, block: str, change: StateChange) -> StateRow:
+        """Write a change under a new version; returns the state as it is then."""
+        if change.empty:
+            return self.read(connection, scope_key, block)
+        pair = {"p_scope": scope_key, "p_block": block}
+        lost = 0
+        for key in change.delete:
+            lost += connection.execute(self._delete_record, {**pair, "p_key": key}).rowcount
+        state = self._touch(connection, scope_key, block, lost=lost > 0, state=change.state, format=change.format)
+        if change.put:
+            self._put(connection, scope_key, block, change.put, state.version)
+        return state
+
+    def commit_change(
+        self, connection: Connection, leases: Leases, lease: Lease, change: StateChange, session: SessionRow | None
+    ) -> StateRow | None:
+        """A correction by hand; None when the lease is lost or the session was erased meanwhile."""
+        if not leases.held(connection, lease, session):
+            return None
+        return self.apply(connection, lease.scope_key, lease.block, change)
+
+    def clear(self, connection: Connection, scope_key: str, block: str) -> None:
+        """Drop fields and records of a pair, but keep its versions growing for those who cached what was there."""
+        connection.execute(self._delete_records, {"p_scope": scope_key, "p_block": block})
+        self._touch(connection, scope_key, block, lost=True, state="{}", format=1)
+
+    def forget_records(self, connection: Connection, session_uid: str, seqs: Sequence[int] | None) -> None:
+        """Delete the records that came from these messages of a session (None: from any), in all scopes."""
+        records = self._tables.records
+        touched: set[tuple[str, str]] = set()
+        for batch in [None] if seqs is None else batches(seqs):
+            condition = records.c.session_uid == session_uid
+            if batch is not None:
+                condition = condition & records.c.seq.in_(batch)
+            pairs = connection.execute(select(records.c.scope_key, records.c.block).where(condition).distinct()).all()
+            if pairs:
+                touched.update((pair.scope_key, pair.block) for pair in pairs)
+                connection.execute(delete(records).where(condition))
+        for scope, block in sorted(touched):
+            self._touch(connection, scope, block, lost=True)
+
+    def records(
+        self, connection: Connection, /, scope_key: str, block: str, *, keys: Sequence[str] | None, **options: Any
+    ) -> list[RecordRow]:
+        """Records by the options of `Store.read_records`, in the order of their keys."""
+        prefix, limit = options.pop("prefix"), options.pop("limit")
+        end = after_prefix(prefix)
+        given: dict[str, Any] = {"changed_since": options["changed_since"], "after_key": options["after_key"], "limit": limit}
+        given |= {"prefix": prefix or None, "prefix_end": end if prefix else None}
+        given = {name: value for name, value in given.items() if value is not None}
+        parameters = {f"p_{name}": value for name, value in given.items()} | {"p_scope": scope_key, "p_block": block}
+        if keys is None:
+            rows = connection.execute(self._read_records(frozenset(given)), parameters).all()
+            return [RecordRow(*row) for row in rows]
+        found: list[RecordRow] = []
+        statement = self._read_records(frozenset(given) | {"keys"})
+        for batch in batches(sorted(set(keys))):
+            found += (RecordRow(*row) for row in connection.execute(statement, parameters | {"p_keys": batch}).all())
+        return found if limit is None else found[:limit]
+
+    def count(self, connection: Connection, scope_key: str, block: str) -> int:
+        return int(connection.execute(self._count, {"p_scope": scope_key, "p_block": block}).scalar_one())
+
+    def _records_statement(self, given: frozenset[str]) -> Select[Any]:
+        columns = self._tables.records.c
+        statement = select(columns.key, columns.data, columns.blob, columns.session_uid, columns.seq, columns.version).where(
+            columns.scope_key == bindparam("p_scope"), columns.block == bindparam("p_block")
+        )
+        conditions: dict[str, Any] = {
+            "keys": columns.key.in_(bindparam("p_keys", expanding=True)),
+            "prefix": columns.key >= bindparam("p_prefix"),
+            "prefix_end": columns.key < bindparam("p_prefix_end"),
+            "after_key": columns.key > bindparam("p_after_key"),
+            "changed_since": columns.version > bindparam("p_changed_since"),
+        }
+        statement = statement.where(*(conditions[name] for name in sorted(given & conditions.keys())))
+        statement = statement.order_by(columns.key)
+        return statement.limit(bindparam("p_limit")) if "limit" in given else statement
+
+    def _touch(
+        self,
+        connection: Connection,
+        scope_key: str,
+        block: str,
+        *,
+        lost: bool = False,
+        state: str | None = None,
+        format: int | None = None,  # noqa: A002 - the name of the column
+    ) -> StateRow:
+        pair = {"p_scope": scope_key, "p_block": block}
+        before = connection.execute(self._for_update, pair).first()
+        if before is None:
+            # Versions start with the clock, so that a pair that was deleted and comes back never repeats one.
+            version = int(connection.execute(select(epoch_seconds() * 1000)).scalar_one())
+            row = StateRow(version, version, format or 1, state or "{}")
+            values = {"version": row.version, "deleted_version": row.deleted_version, "format": row.format, "state": row.state}
+            connection.execute(self._insert, {"scope_key": scope_key, "block": block, **values})
+            return row
+        version = before.version + 1
+        deleted = version if lost else before.deleted_version
+        if state is None:
+            row = StateRow(version, deleted, before.format, before.state)
+            connection.execute(self._update, {**pair, "version": version, "deleted_version": deleted})
+        else:
+            row = StateRow(version, deleted, format or 1, state)
+            values = {"version": version, "deleted_version": deleted, "format": row.format, "state": state}
+            connection.execute(self._update, {**pair, **values})
+        return row
+
+    def _put(self, connection: Connection, scope_key: str, block: str, rows: Sequence[RecordRow], version: int) -> None:
+        records = self._tables.records
+        statement = upsert(connection, records)
+        changed = ("data", "blob", "session_uid", "seq", "version")
+        statement = statement.on_conflict_do_update(
+            index_elements=[records.c.scope_key, records.c.block, records.c.key],
+            set_={name: statement.excluded[name] for name in changed},
+        )
+        connection.execute(
+            statement,
+            [
+                {
+                    "scope_key": scope_key,
+                    "block": block,
+                    "key": row.key,
+                    "data": row.data,
+                    "blob": row.blob,
+                    "session_uid": row.session_uid,
+                    "seq": row.seq,
+                    "version": version,
+                }
+                for row in rows
+            ],
+        )

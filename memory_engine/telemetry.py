@@ -1,0 +1,101 @@
+"""OpenTelemetry spans and metrics, when its API is installed (extra `otel`); otherwise every call here does nothing.
+
+Metrics: `memory_engine.put.messages`, `memory_engine.put.duration`, `memory_engine.get.duration`,
+`memory_engine.get.tokens` (by source), `memory_engine.flush.tokens`, `memory_engine.deliveries` (by block and outcome),
+`memory_engine.delivery.duration`, `memory_engine.block.failures`, `memory_engine.block.lag`. Durations in seconds. No
+text of a conversation and no id of a user is ever reported; of an error only its type (`error.type`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from memory_engine.receipt import Receipt
+
+_NAME = "memory_engine"
+
+
+class Telemetry:
+    """Counts nothing: what is used when OpenTelemetry is not installed."""
+
+    @contextmanager
+    def span(self, name: str, **attributes: str | int | float) -> Iterator[None]:
+        """A span around the body."""
+        yield
+
+    def put(self, messages: int, seconds: float) -> None:
+        """Messages were committed."""
+
+    def got(self, receipt: Receipt) -> None:
+        """A context was put together."""
+
+    def flushed(self, tokens: int) -> None:
+        """Messages left the short-term FIFO."""
+
+    def delivered(self, block: str, seconds: float, outcome: str) -> None:
+        """A delivery ended: "done", "overtaken" (by an erasure or another owner), "failed" or "parked"."""
+
+
+class OpenTelemetry(Telemetry):
+    """Reports to whatever provider the application has set up."""
+
+    def __init__(self) -> None:
+        from opentelemetry import metrics, trace
+
+        meter = metrics.get_meter(_NAME)
+        self._tracer = trace.get_tracer(_NAME)
+        self._failed = trace.StatusCode.ERROR
+        self._put_messages = meter.create_counter(f"{_NAME}.put.messages", unit="{message}")
+        self._put_duration = meter.create_histogram(f"{_NAME}.put.duration", unit="s")
+        self._get_duration = meter.create_histogram(f"{_NAME}.get.duration", unit="s")
+        self._get_tokens = meter.create_histogram(f"{_NAME}.get.tokens", unit="{token}")
+        self._flush_tokens = meter.create_counter(f"{_NAME}.flush.tokens", unit="{token}")
+        self._deliveries = meter.create_counter(f"{_NAME}.deliveries", unit="{delivery}")
+        self._delivery_duration = meter.create_histogram(f"{_NAME}.delivery.duration", unit="s")
+        self._block_failures = meter.create_counter(f"{_NAME}.block.failures", unit="{failure}")
+        self._lag = meter.create_gauge(f"{_NAME}.block.lag", unit="{message}")
+
+    @contextmanager
+    def span(self, name: str, **attributes: str | int | float) -> Iterator[None]:
+        # An error's text may hold text of the conversation, or a user's id: only its type is told.
+        with self._tracer.start_as_current_span(
+            name, attributes=attributes, record_exception=False, set_status_on_exception=False
+        ) as span:
+            try:
+                yield
+            except Exception as error:
+                span.set_attribute("error.type", type(error).__name__)
+                span.set_status(self._failed)
+                raise
+
+    def put(self, messages: int, seconds: float) -> None:
+        self._put_messages.add(messages)
+        self._put_duration.record(seconds)
+
+    def got(self, receipt: Receipt) -> None:
+        self._get_duration.record(receipt.latency)
+        for source in receipt.sources:
+            attributes: dict[str, Any] = {"source": source.name, "kind": source.kind}
+            self._get_tokens.record(source.given, attributes)
+            if source.kind != "section":
+                continue
+            self._lag.set(source.lag, {"block": source.name})
+            if source.error and source.outcome.startswith("left out"):
+                self._block_failures.add(1, {"block": source.name})
+
+    def flushed(self, tokens: int) -> None:
+        self._flush_tokens.add(tokens)
+
+    def delivered(self, block: str, seconds: float, outcome: str) -> None:
+        self._deliveries.add(1, {"block": block, "outcome": outcome})
+        if outcome == "done":
+            self._delivery_duration.record(seconds, {"block": block})
+
+
+def telemetry() -> Telemetry:
+    """OpenTelemetry if its API can be imported, else the silent one."""
+    return OpenTelemetry() if find_spec("opentelemetry") and find_spec("opentelemetry.metrics") else Telemetry()

@@ -1,0 +1,160 @@
+"""What this process last saw of sessions and block states, kept so that what is unchanged is not read again."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from memory_engine.messages import ChatMessage
+from memory_engine.rows import message_of
+from memory_engine.steps import arrange
+from memory_engine.store import AppendResult, MessageRow, SessionRow, StateRow, StateVersion, Store
+from memory_engine.view import CopyCache, ViewStep, extend_view
+
+
+@dataclass(frozen=True, slots=True)
+class WindowEntry:
+    """A stored message with what the planner needs to know of it."""
+
+    seq: int
+    role: str
+    tokens: int
+    pinned: bool
+    calls: tuple[str, ...]
+    results: tuple[str, ...]
+    message: ChatMessage
+
+
+def entry_of(row: MessageRow, message: ChatMessage | None = None) -> WindowEntry:
+    """The entry of a row; `message` saves decoding it."""
+    return WindowEntry(row.seq, row.role, row.tokens, row.pinned, row.calls, row.results, message or message_of(row))
+
+
+@dataclass(slots=True)
+class Window:
+    """What a session's FIFO shows at one version. `view` and `lagging` are filled by the first reader."""
+
+    uid: str
+    revision: int
+    next_seq: int
+    horizon: int
+    turn_seq: int | None
+    entries: tuple[WindowEntry, ...]
+    view: tuple[ViewStep, ...] | None = None
+    lag_from: int | None = None
+    copies: CopyCache = field(default_factory=dict)
+
+    @property
+    def open_from(self) -> int | None:
+        """The first seq of an active call that still waits for its result, if any."""
+        if self.turn_seq is None:
+            return None
+        tail = [entry for entry in self.entries if entry.seq >= self.turn_seq]
+        if not any(entry.calls for entry in tail):
+            return None
+        return min((step.first_seq for step in arrange(tail) if step.open), default=None)
+
+    def at(self, session: SessionRow) -> bool:
+        """Whether this is exactly that version of the session."""
+        return (
+            self.next_seq == session.next_seq
+            and self.horizon == session.horizon
+            and self.turn_seq == session.turn_seq
+            and self.grows_into(session)
+        )
+
+    def grows_into(self, session: SessionRow) -> bool:
+        """Whether that version follows from this one by appending and flushing alone."""
+        same = self.uid == session.uid and self.revision == session.revision
+        return same and self.next_seq <= session.next_seq and self.horizon <= session.horizon
+
+
+class Windows:
+    """The windows of the sessions used last, at most `size` of them, by the session's uid.
+
+    A uid is random and never used again, so an entry can be outdated but never another session's.
+    """
+
+    def __init__(self, size: int = 1024) -> None:
+        self._size = size
+        self._windows: OrderedDict[str, Window] = OrderedDict()
+
+    def forget(self, uid: str) -> None:
+        """Drop the window of a session whose messages changed."""
+        self._windows.pop(uid, None)
+
+    async def read(self, store: Store, session: SessionRow) -> Window:
+        """The window at that version: from memory, by the rows that are new, or whole."""
+        cached = self._windows.get(session.uid)
+        if cached is not None and cached.at(session):
+            self._windows.move_to_end(session.uid)
+            return cached
+        if cached is not None and cached.grows_into(session):
+            new: Sequence[MessageRow] = ()
+            if cached.next_seq < session.next_seq:
+                new = await store.visible_rows(session, after_seq=cached.next_seq - 1)
+            entries = (*cached.entries, *(entry_of(row) for row in new))
+            return self._keep(session, entries, cached.copies)
+        rows = await store.visible_rows(session)
+        return self._keep(session, tuple(entry_of(row) for row in rows), {})
+
+    def appended(self, result: AppendResult, messages: Mapping[int, ChatMessage]) -> None:
+        """Note our own put, if the window was up to date before it; `messages` are by seq."""
+        session, rows = result.session, result.appended
+        cached = self._windows.get(session.uid)
+        if cached is None or not cached.grows_into(session) or cached.next_seq != session.next_seq - len(rows):
+            return
+        new = tuple(entry_of(row, messages.get(row.seq)) for row in rows)
+        window = self._keep(session, (*cached.entries, *new), cached.copies)
+        unmoved = cached.horizon == session.horizon and cached.lag_from is None
+        if unmoved and cached.view is not None and cached.open_from is None:
+            window.view = extend_view(cached.view, new)
+
+    def _keep(self, session: SessionRow, entries: tuple[WindowEntry, ...], copies: CopyCache) -> Window:
+        horizon, turn_seq = session.horizon, session.turn_seq
+        if entries and entries[0].seq < horizon:
+            kept = {turn_seq, _head(entries, horizon)}
+            entries = tuple(e for e in entries if e.seq >= horizon or e.pinned or e.seq in kept)
+        if len(copies) > 2 * len(entries) + 64:
+            copies = {}
+        window = Window(session.uid, session.revision, session.next_seq, horizon, turn_seq, entries, copies=copies)
+        newest = self._windows.get(session.uid)
+        # A slower reader must not put an older version in place of a newer one.
+        if newest is None or newest.revision < session.revision or newest.next_seq <= session.next_seq:
+            self._windows[session.uid] = window
+            self._windows.move_to_end(session.uid)
+            while len(self._windows) > self._size:
+                self._windows.popitem(last=False)
+        return window
+
+
+def _head(entries: Sequence[WindowEntry], horizon: int) -> int | None:
+    """The user message of a turn that the horizon cuts: what is left of the turn cannot be shown without it."""
+    head = None
+    for entry in entries:
+        if entry.seq >= horizon and not entry.pinned:
+            return None if entry.role == "user" else head
+        if entry.role == "user" and entry.seq < horizon:
+            head = entry.seq
+    return None
+
+
+class StateCache:
+    """Saved fields of the (scope, block) pairs used last, each good for exactly one version."""
+
+    def __init__(self, size: int = 4096) -> None:
+        self._size = size
+        self._rows: OrderedDict[tuple[str, str], StateRow] = OrderedDict()
+
+    async def read(self, store: Store, version: StateVersion) -> StateRow:
+        """The state at that version or a newer one."""
+        pair = (version.scope_key, version.block)
+        row = self._rows.get(pair)
+        if row is None or row.version != version.version:
+            row = await store.read_state(*pair)
+            self._rows[pair] = row
+            while len(self._rows) > self._size:
+                self._rows.popitem(last=False)
+        self._rows.move_to_end(pair)
+        return row

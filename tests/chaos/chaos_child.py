@@ -1,0 +1,80 @@
+"""The processes that the tests kill, interrupt, or let write at the same time; run by path.
+
+chaos_child.py act DATABASE SEED COUNT START     does the acts of a seed from START on, saying which are done
+chaos_child.py write DATABASE WRITER COUNT       puts COUNT messages into a shared session and one of its own
+chaos_child.py forget DATABASE                   puts a message and never closes the memory
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sys
+from pathlib import Path
+
+from chaos_blocks import acts, recorders, small_engine, speech
+
+from memory_engine import ChatMessage
+
+
+def say(*words: object) -> None:
+    """One line to whoever started this process, at once."""
+    print(*words, flush=True)
+
+
+async def act(database: Path, seed: int, count: int, start: int) -> None:
+    """Carry out the acts and acknowledge each; when all are done keep the process up, its deliveries may still run."""
+    say("ready")
+    async with small_engine(database, recorders(slow=0.02)) as engine:
+        memories = {session: engine.session(session, user_id="ada") for session in ("a", "b")}
+        for number, todo in enumerate(acts(seed, count)[start:], start):
+            memory = memories[todo.session]
+            if todo.messages:
+                await memory.put_messages(todo.messages)
+            else:
+                await memory.flush()
+            say("done", number)
+            await asyncio.sleep(random.random() * 0.006)
+            if random.random() < 0.1:
+                await memory.get("tea")
+        await engine.drain()
+        say("end")
+        await asyncio.sleep(3600)
+
+
+async def write(database: Path, writer: str, count: int) -> None:
+    """Put messages in two sessions; other processes do the same to the shared one."""
+    random_ = random.Random(writer)
+    async with small_engine(database, recorders(slow=0.005)) as engine:
+        shared, own = engine.session("shared", user_id="ada"), engine.session(f"own-{writer}", user_id="ada")
+        for number in range(count):
+            role = ("user", "assistant")[number % 2]
+            for memory, name in ((shared, "s"), (own, "o")):
+                await memory.put(ChatMessage(role=role, id=f"{name}-{writer}-{number:04d}", content=speech(random_)))
+            if random_.random() < 0.1:
+                await shared.get()
+        await engine.drain(60.0)
+    say("end")
+
+
+async def forget(database: Path) -> None:
+    """Use a memory and let the program end without closing it."""
+    engine = small_engine(database, recorders())
+    await engine.session("a", user_id="ada").put(ChatMessage(role="user", id="kept", content="I stay"))
+    say("end")
+
+
+def main(kind: str, database: str, *arguments: str) -> None:
+    """Do what the first argument says."""
+    path = Path(database)
+    if kind == "act":
+        seed, count, start = map(int, arguments)
+        asyncio.run(act(path, seed, count, start))
+    elif kind == "write":
+        asyncio.run(write(path, arguments[0], int(arguments[1])))
+    else:
+        asyncio.run(forget(path))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,148 @@
+"""Nothing is lost (P4): a program is killed at random moments, and every block still absorbs every message once."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from chaos_blocks import PATIENCE, Act, acts, audit, flushed, heads, of_session, recorders, rows, small_engine
+
+from memory_engine import MemoryEngine
+
+pytestmark = pytest.mark.asyncio
+
+SESSIONS = ("a", "b")
+CHILD = Path(__file__).with_name("chaos_child.py")
+KILLS = 10
+"""How often each program is killed; each of them has a database of its own."""
+ACTS = 250
+
+
+class Program:
+    """A program with a plan of acts; it is started again and again and goes on behind what was acknowledged."""
+
+    def __init__(self, database: Path, seed: int) -> None:
+        self.database, self.seed, self.done = database, seed, 0
+        self.random = random.Random(seed)
+
+    def run_and_end(self, how: signal.Signals) -> None:
+        """Start it, end it at a random moment with that signal, and take in what it acknowledged until then."""
+        arguments = [sys.executable, str(CHILD), "act", str(self.database), str(self.seed), str(ACTS), str(self.done)]
+        with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None and process.stderr is not None
+            try:
+                assert process.stdout.readline() == "ready\n", process.stderr.read()
+                # Now and then so early that it dies while it opens the database or resumes deliveries.
+                time.sleep(self.random.choice((0.03, 0.1, 0.3)) * self.random.random())
+            finally:
+                process.send_signal(how)
+            said, errors = process.communicate(timeout=PATIENCE)
+        assert process.returncode == -how, errors
+        for line in said.splitlines(keepends=True):
+            # The last line may be torn: then the act is not acknowledged, and is done again.
+            if line.startswith("done ") and line.endswith("\n"):
+                self.done = int(line.split()[1]) + 1
+
+    @property
+    def acknowledged(self) -> list[Act]:
+        return acts(self.seed, ACTS)[: self.done]
+
+
+async def carry_out(engine: MemoryEngine, todo: list[Act]) -> None:
+    """Do the acts here, undisturbed."""
+    for act in todo:
+        memory = engine.session(act.session, user_id="ada")
+        if act.messages:
+            await memory.put_messages(act.messages)
+        else:
+            await memory.flush()
+
+
+async def absorbed(engine: MemoryEngine, session: str) -> dict[str, list[list[str]]]:
+    """What each block has written down about a session, call by call, without the texts."""
+    found = {}
+    for definition in recorders():
+        block = await engine.session(session, user_id="ada").block(definition.name)
+        found[definition.name] = of_session(await block.absorbed(), session)
+    return found
+
+
+async def check(program: Program, what: str) -> None:
+    """Drain, then compare what was acknowledged, what is stored, and what every block has absorbed."""
+    async with small_engine(program.database, recorders()) as engine:
+        await engine.drain(PATIENCE)
+        audit(program.database)
+        for session in SESSIONS:
+            put = [m.id for act in program.acknowledged if act.session == session for m in act.messages]
+            planned = [m.id for act in acts(program.seed, ACTS) if act.session == session for m in act.messages]
+            stored = [m.id for m in await engine.session(session, user_id="ada").get_all()]
+            assert stored[: len(put)] == put, f"{what}: acknowledged, but not stored"
+            assert stored == planned[: len(stored)], f"{what}: order"
+            expected = flushed(program.database, session)
+            for name, calls in (await absorbed(engine, session)).items():
+                assert [line for call in calls for line in call] == expected, f"{what}: {name} of session {session}"
+
+
+def flushes(database: Path) -> list[tuple[object, ...]]:
+    """All flush points."""
+    return rows(
+        database,
+        "SELECT s.session_id, f.end_seq, f.tokens FROM memory_flushes f JOIN memory_sessions s ON s.pk = f.session_pk "
+        "ORDER BY s.session_id, f.end_seq",
+    )
+
+
+async def test_a_program_that_is_killed_again_and_again_loses_and_repeats_nothing(tmp_path: Path, soak: bool) -> None:
+    """200 kills with `--soak`: exactly once, in order, and in the same chunks as without any."""
+    for seed in range(20 if soak else 1):
+        program = Program(tmp_path / f"killed-{seed}.db", seed)
+        for kill in range(KILLS):
+            await asyncio.to_thread(program.run_and_end, signal.SIGKILL)
+            if program.random.random() < 0.5:
+                await check(program, f"seed {seed}, kill {kill}")
+        async with small_engine(program.database, recorders()) as engine:
+            await carry_out(engine, acts(seed, ACTS)[program.done :])
+        program.done = ACTS
+        await check(program, f"seed {seed}, at the end")
+        await compare_with_an_undisturbed_run(program, tmp_path / f"undisturbed-{seed}.db")
+
+
+async def compare_with_an_undisturbed_run(program: Program, database: Path) -> None:
+    """The same flushes and, for each block, the same calls."""
+    async with small_engine(database, recorders()) as quiet, small_engine(program.database, recorders()) as killed:
+        await carry_out(quiet, acts(program.seed, ACTS))
+        await quiet.drain(PATIENCE)
+        assert flushes(program.database) == flushes(database), f"seed {program.seed}: flushes"
+        assert len(flushes(database)) > 10, "the test is too small to say anything"
+        for session in SESSIONS:
+            expected, found = await absorbed(quiet, session), await absorbed(killed, session)
+            assert found == expected, f"seed {program.seed}: calls of session {session}"
+
+
+async def test_the_end_of_a_session_teaches_all_of_it_after_kills_too(tmp_path: Path) -> None:
+    """After `flush(final=True)` every acknowledged message that blocks receive is absorbed."""
+    program = Program(tmp_path / "memory.db", 77)
+    for _ in range(3):
+        await asyncio.to_thread(program.run_and_end, signal.SIGKILL)
+    async with small_engine(program.database, recorders()) as engine:
+        for session in SESSIONS:
+            memory = engine.session(session, user_id="ada")
+            await memory.flush(final=True)
+            await memory.drain(PATIENCE)
+            everything = [m.id for m in await memory.get_all() if m.role != "system"]
+            for name, calls in (await absorbed(engine, session)).items():
+                assert [line.split("/")[2] for call in calls for line in heads(call)] == everything, name
+
+
+async def test_an_interrupted_program_loses_and_repeats_nothing(tmp_path: Path, soak: bool) -> None:
+    """Ctrl-C cancels the whole program at whatever it awaits; what it had acknowledged is there."""
+    program = Program(tmp_path / "memory.db", 4711)
+    for interrupt in range(30 if soak else 4):
+        await asyncio.to_thread(program.run_and_end, signal.SIGINT)
+        await check(program, f"interrupt {interrupt}")

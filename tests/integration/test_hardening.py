@@ -1,0 +1,193 @@
+"""What whole memories promise at their edges: wrong arguments, careless blocks, what receipts and spans tell."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from sqlalchemy import create_engine
+
+from memory_engine import BaseMemoryBlock, Limits, Memory, MemoryEngine
+from memory_engine.blocks import StaticMemoryBlock
+from memory_engine.errors import BlockError, ConfigurationError, StoreBusyError
+from memory_engine.telemetry import OpenTelemetry
+
+
+class Panic(BaseException):
+    """As libraries in Rust raise it."""
+
+
+class Careless(BaseMemoryBlock[str]):
+    """Raises whatever it is told to."""
+
+    async def _aget(self, messages: Any = None, **block_kwargs: Any) -> str:
+        return "here"
+
+    async def _aput(self, messages: Any) -> None:
+        return None
+
+
+def user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("sqlite_synchronous", 5),
+        ("sqlite_synchronous", None),
+        ("busy_timeout", "soon"),
+        ("busy_timeout", True),
+        ("busy_timeout", float("nan")),
+        ("table_prefix", 5),
+        ("store", "memory.db"),
+        ("clock", "noon"),
+        ("async_engine", "sqlite://"),
+        ("async_engine", create_engine("sqlite://")),
+        ("tokenizer_fn", "o200k_base"),
+        ("message_overhead_tokens", -5),
+        ("message_overhead_tokens", "4"),
+        ("image_token_size_estimate", 1.5),
+        ("document_token_size_estimate", True),
+    ],
+)
+def test_a_wrong_argument_is_refused_by_name(argument: str, value: Any) -> None:
+    with pytest.raises(ConfigurationError, match=argument):
+        Memory.from_defaults("s", **{argument: value})
+
+
+WRONG_CALLS: list[Callable[[MemoryEngine, Memory], Awaitable[object]]] = [
+    lambda engine, memory: memory.delete([1]),
+    lambda engine, memory: memory.delete(None),
+    lambda engine, memory: memory.delete(["\ud800"]),
+    lambda engine, memory: memory.rewind(None),
+    lambda engine, memory: memory.redeliver("nothing"),
+    lambda engine, memory: memory.drain("soon"),
+    lambda engine, memory: memory.drain(-1),
+    lambda engine, memory: engine.list_sessions(limit="ten"),
+    lambda engine, memory: engine.list_sessions(limit=-1),
+    lambda engine, memory: engine.list_sessions(prefix=5),
+    lambda engine, memory: engine.list_sessions(prefix="\ud800"),
+    lambda engine, memory: engine.list_sessions(inactive_for=float("inf")),
+    lambda engine, memory: engine.delete_session(None),
+    lambda engine, memory: engine.delete_user(None),
+    lambda engine, memory: engine.delete_tenant(5),
+    lambda engine, memory: engine.purge(inactive_for=float("nan")),
+    lambda engine, memory: engine.drain("soon"),
+    lambda engine, memory: engine.aclose(timeout="soon"),
+]
+
+
+@pytest.mark.parametrize("number", range(len(WRONG_CALLS)))
+async def test_a_wrong_call_is_refused_and_changes_nothing(number: int) -> None:
+    async with MemoryEngine() as engine:
+        memory = engine.session("s")
+        await memory.put(user("hi"))
+        with pytest.raises(ConfigurationError):
+            await WRONG_CALLS[number](engine, memory)
+        assert len(await memory.get_all()) == 1
+
+
+async def test_sessions_are_listed_with_aware_times() -> None:
+    async with MemoryEngine() as engine:
+        before = datetime.now(UTC)
+        await engine.session("s", metadata={"topic": "tea"}).put(user("hi"))
+        (info,) = await engine.list_sessions()
+    assert before <= info.created_at <= info.updated_at <= datetime.now(UTC)
+    assert (info.session_id, info.messages, info.metadata) == ("s", 1, {"topic": "tea"})
+
+
+@pytest.mark.parametrize("error", [StoreBusyError(), Panic("no count")])
+async def test_no_error_of_a_block_fails_get(error: BaseException) -> None:
+    class Failing(Careless):
+        async def _aget(self, messages: Any = None, **block_kwargs: Any) -> str:
+            raise error
+
+    async with Memory.from_defaults("s", memory_blocks=[Failing(name="failing")]) as memory:
+        await memory.put(user("hi"))
+        context = await memory.context()
+    assert [message.content for message in context.messages] == ["hi"]
+    assert type(error).__name__ in str(context.receipt.source("failing").error)
+
+
+async def test_a_section_that_cannot_be_counted_is_left_out() -> None:
+    def count(text: str) -> int:
+        if "here" in text:
+            raise ValueError("a text I do not know")
+        return len(text)
+
+    blocks = [Careless(name="uncounted"), StaticMemoryBlock(name="counted", static_content="yes")]
+    async with Memory.from_defaults("s", tokenizer_fn=count, memory_blocks=blocks) as memory:
+        await memory.put(user("hi"))
+        receipt = (await memory.context()).receipt
+    assert "a text I do not know" in str(receipt.source("uncounted").error)
+    assert receipt.source("counted").given > 0
+
+
+async def test_a_block_that_panics_is_tried_a_few_times_only() -> None:
+    calls: list[int] = []
+
+    class Failing(Careless):
+        async def _aput(self, messages: Any) -> None:
+            calls.append(len(messages))
+            raise Panic("no count")
+
+    limits = Limits(first_retry=0.01, last_retry=0.01, max_attempts=3)
+    async with Memory.from_defaults("s", memory_blocks=[Failing(name="failing")], limits=limits) as memory:
+        await memory.put(user("hi"))
+        await memory.flush(final=True)
+        await memory.drain(10)
+        receipt = (await memory.context()).receipt
+    assert len(calls) == 3
+    assert [chunk.attempts for chunk in receipt.parked] == [3]
+    assert "Panic" in receipt.parked[0].error
+
+
+async def test_leaving_a_handle_waits_for_its_session_only() -> None:
+    absorbed: list[str] = []
+
+    class Slow(Careless):
+        async def _aput(self, messages: Any) -> None:
+            await asyncio.sleep(0.05)
+            absorbed.extend(message.content for message in messages)
+
+    async with MemoryEngine(memory_blocks=[Slow(name="slow")]) as engine:
+        async with engine.session("s") as memory:
+            await memory.put(user("hi"))
+            await memory.flush(final=True)
+        assert absorbed == ["hi"]
+        await memory.put(user("again"))  # the engine is open, so the handle still works
+        assert len(await memory.get_all()) == 2
+    await memory.aclose()
+
+
+async def test_a_receipt_adds_up() -> None:
+    blocks = [StaticMemoryBlock(name="notes", static_content="word " * 300, priority=1)]
+    async with Memory.from_defaults("s", token_limit=200, memory_blocks=blocks) as memory:
+        for number in range(8):
+            await memory.put(user(f"question {number}"))
+        receipt = (await memory.context()).receipt
+    given = sum(source.given for source in receipt.sources)
+    assert receipt.rendering > 0
+    assert given + receipt.rendering == receipt.tokens <= 200
+    assert receipt.as_dict()["rendering"] == receipt.rendering
+    assert f"{receipt.rendering} for rendering" in str(receipt)
+
+
+def test_spans_tell_the_type_of_an_error_and_not_its_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    telemetry = OpenTelemetry()
+    monkeypatch.setattr(telemetry, "_tracer", provider.get_tracer("test"))
+    with pytest.raises(BlockError), telemetry.span("memory_engine.delivery", block="notes"):
+        raise BlockError("the user ada said: I like tea")
+    (span,) = exporter.get_finished_spans()
+    assert span.attributes == {"block": "notes", "error.type": "BlockError"}
+    assert not span.status.is_ok
+    assert "tea" not in span.to_json()

@@ -1,0 +1,113 @@
+"""Promises 1, 2 and 4 for whole memories: any settings, any blocks, any messages, any order of calls."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter as Tally
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, note, settings
+from hypothesis import strategies as st
+from machine import Machine
+from worlds import MESSAGE_KINDS, WORLDS, Recorder, World
+
+from memory_engine import ChatMessage, Memory
+from memory_engine.blocks import StaticMemoryBlock
+from memory_engine.render import Section
+
+CALLS = (
+    *("get", "get", "get", "turns", "turns", "turns", "batch", "reput", "conflict", "own_id", "put_back", "set_back", "set"),
+    *("flush", "final", "pop", "delete", "rewind", "reset", "drain", "reopen", "reopen"),
+)
+STEP = st.tuples(st.one_of(st.sampled_from(CALLS), st.sampled_from(MESSAGE_KINDS)), st.integers(0, 9_999))
+STEPS = st.one_of(st.lists(STEP, min_size=1, max_size=8), st.lists(STEP, min_size=16, max_size=32))
+GETS = 400
+SOAK_GETS = 20_000
+
+
+async def run(worlds: list[World], steps: list[tuple[str, int]], path: Path | None, tally: Tally[str]) -> None:
+    machine = Machine(worlds[0], path, tally)
+    try:
+        async with machine:
+            for kind, seed in steps:
+                if kind == "reopen":
+                    await machine.reopen(worlds[seed % len(worlds)])
+                else:
+                    await machine.step(kind, seed)
+                    await machine.step("get", seed)
+            await machine.step("drain", 0)
+            await machine.step("get", 0)
+    except BaseException:
+        note("\n".join(machine.log))
+        raise
+
+
+def explore(examples: int, tally: Tally[str], where: str) -> None:
+    """Run that many random programs, each on a database of its own."""
+
+    @settings(
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        print_blob=False,
+        phases=[Phase.generate, Phase.shrink],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(worlds=st.lists(WORLDS, min_size=1, max_size=2), steps=STEPS)
+    def program(worlds: list[World], steps: list[tuple[str, int]]) -> None:
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "memory.db" if where == "file" else None
+            asyncio.run(run(worlds, steps, path, tally))
+        tally["programs"] += 1
+
+    program()
+
+
+@pytest.mark.parametrize("where", ["memory", "file"])
+@pytest.mark.timeout(3600)
+def test_any_program(where: str, soak: bool, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL, "memory_engine")
+    tally: Tally[str] = Tally()
+    goal = (SOAK_GETS if soak else GETS) // 2
+    while tally["gets"] < goal:
+        explore(200 if soak else 20, tally, where)
+    print(f"\n{where}: 0 violations in {dict(tally)}")
+
+
+@pytest.mark.parametrize(("rendering", "said"), [(300, 790), (321, 229)], ids=["much over", "one over"])
+async def test_what_rendering_added_goes_with_the_section(rendering: int, said: int) -> None:
+    """What rendering adds makes a section go, and when it has gone takes no room from what may never be cut."""
+
+    def at_length(sections: Sequence[Section]) -> str:
+        return "word " * rendering + "\n".join(section.text for section in sections)
+
+    block = StaticMemoryBlock(name="notes", static_content="note " * 47, priority=1)
+    limit = said + 4 + 47 + rendering - 1
+    async with Memory.from_defaults(
+        token_limit=limit, tokenizer_fn=str.split, renderer=at_length, memory_blocks=[block]
+    ) as memory:
+        await memory.put(ChatMessage(role="user", content="word " * said))
+        context = await memory.context()
+    assert context.receipt.tokens == said + 4
+    assert context.receipt.source("notes").given == 0
+
+
+async def test_what_is_archived_is_counted_by_the_tokenizer_in_use(tmp_path: Path) -> None:
+    """A block that comes later makes the archive visible until it has absorbed it; its stored counts may be another's."""
+    uri = f"sqlite+aiosqlite:///{tmp_path / 'memory.db'}"
+    async with Memory.from_defaults("s", async_database_uri=uri, tokenizer_fn=str.split) as memory:
+        for number in range(20):
+            await memory.put(ChatMessage(role="user", content=f"{number}" + "-" * 90))
+        await memory.flush(final=True)
+    late = Recorder(name="late", refuses=True)
+    async with Memory.from_defaults(
+        "s", token_limit=1000, async_database_uri=uri, tokenizer_fn=len, memory_blocks=[late], delivery="inline"
+    ) as memory:
+        context = await memory.context()
+        await memory.drain(timeout=30)
+    assert sum(len(message.content) + 4 for message in context.messages) == context.receipt.tokens <= 1000
+    assert len(context.messages) == 10

@@ -1,0 +1,100 @@
+"""Typical calls that a strict type checker must accept. Checked by `make check`, never run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import Field
+
+from memory_engine import (
+    BaseMemoryBlock,
+    ChatMessage,
+    ContentBlock,
+    Context,
+    Limits,
+    Memory,
+    MemoryEngine,
+    Receipt,
+    TextBlock,
+    ToolCallBlock,
+)
+from memory_engine.blocks import StaticMemoryBlock
+
+
+class Counter(BaseMemoryBlock[str]):
+    count: int = 0
+    client: object = Field(default=None, exclude=True)
+
+    async def _aget(self, messages: list[ChatMessage] | None = None, **block_kwargs: Any) -> str:
+        return str(self.count) if self.context.query else ""
+
+    async def _aput(self, messages: list[ChatMessage]) -> None:
+        self.count += len(messages)
+        self.records.put("last", {"seqs": list(self.context.seqs)}, seq=self.context.seqs[-1])
+
+    async def atruncate(self, content: str, tokens_to_truncate: int) -> str | None:
+        return None
+
+
+class Items(BaseMemoryBlock[list[ContentBlock]]):
+    async def _aget(self, messages: list[ChatMessage] | None = None, **block_kwargs: Any) -> list[ContentBlock]:
+        return [TextBlock(text=str(record.data), value=1.0, tag="fact") for record in await self.records.list()]
+
+    async def _aput(self, messages: list[ChatMessage]) -> None:
+        return None
+
+    async def _aforget(self, session_uid: str | None, seqs: Sequence[int] | None) -> None:
+        self.records.delete("last")
+
+
+def markdown(sections: Sequence[Any]) -> str:
+    return "\n".join(str(section) for section in sections)
+
+
+async def one_session() -> None:
+    blocks: list[BaseMemoryBlock[Any]] = [
+        StaticMemoryBlock(static_content="rules"),
+        Counter(priority=1, scope="user"),
+        Items(name="items", max_tokens=50),
+    ]
+    memory = Memory.from_defaults(
+        "chat",
+        token_limit=8_000,
+        memory_blocks=blocks,
+        tokenizer_fn=len,
+        user_id="ada",
+        renderer=markdown,
+        limits=Limits(get=1.0),
+    )
+    async with memory:
+        stored: ChatMessage | None = await memory.put({"role": "user", "content": "hi"})
+        await memory.put(ChatMessage(role="assistant", blocks=[ToolCallBlock(id="1", name="f", arguments={"a": 1})]))
+        await memory.put_messages([ChatMessage(role="tool", content="done", tool_call_id="1")])
+        messages: list[ChatMessage] = await memory.get("a question")
+        await memory.get([messages[0]])
+        context: Context = await memory.context(messages=[{"role": "user", "content": "a question"}])
+        receipt: Receipt = context.receipt
+        assert receipt.source("history").given <= receipt.budget
+        await memory.set(messages)
+        await memory.flush(final=True)
+        await memory.drain(timeout=1.0)
+        popped: ChatMessage | None = await memory.pop()
+        removed: int = await memory.delete([stored.id or ""] if stored else [])
+        await memory.reset()
+        block = await memory.block("Counter")
+        async with memory.block("Counter") as corrected:
+            assert isinstance(corrected, Counter)
+            corrected.count = 0
+        assert (popped, removed, block) is not None
+
+
+async def many_sessions() -> None:
+    async with MemoryEngine(async_database_uri="sqlite+aiosqlite:///memory.db", delivery="inline") as engine:
+        await engine.session("a", user_id="ada", tenant="acme", metadata={"channel": "web"}).get()
+        ids: list[str] = [info.session_id for info in await engine.list_sessions(tenant="acme", prefix="a")]
+        await engine.delete_session(ids[0], tenant="acme")
+        await engine.delete_user("ada", tenant="acme")
+        await engine.delete_tenant("acme")
+        await engine.purge(inactive_for=86_400.0)
+        await engine.drain()
