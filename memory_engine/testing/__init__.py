@@ -2,6 +2,8 @@
 
     from memory_engine.testing import FakeClock, FakeEmbedder, ScriptedLLM          # need nothing but this package
     from memory_engine.testing import BlockContract, StoreContract                  # need pytest and pytest-asyncio
+    from memory_engine.testing import VectorStoreContract                           # these and numpy
+    from memory_engine.testing import assert_recalls                                # "this must be in context at 2,000 tokens"
 
 A contract is a pytest class: subclass it in a test module, say what to test in a fixture, and its tests run for yours.
 
@@ -19,20 +21,33 @@ from memory_engine.testing.doubles import FakeClock, FakeEmbedder, ScriptedLLM, 
 
 if TYPE_CHECKING:
     from memory_engine.testing.block_contract import BlockContract
+    from memory_engine.testing.recall import assert_recalls
     from memory_engine.testing.store_contract import StoreContract
+    from memory_engine.testing.vector_store_contract import VectorStoreContract
 
-__all__ = ["BlockContract", "FakeClock", "FakeEmbedder", "ScriptExhaustedError", "ScriptedLLM", "StoreContract"]
+__all__ = [
+    "BlockContract",
+    "FakeClock",
+    "FakeEmbedder",
+    "ScriptExhaustedError",
+    "ScriptedLLM",
+    "StoreContract",
+    "VectorStoreContract",
+    "assert_recalls",
+]
 
-_NEED_PYTEST = {
+_ON_DEMAND = {
     "BlockContract": "memory_engine.testing.block_contract",
     "StoreContract": "memory_engine.testing.store_contract",
+    "VectorStoreContract": "memory_engine.testing.vector_store_contract",
+    "assert_recalls": "memory_engine.testing.recall",
 }
 
 
 def __getattr__(name: str) -> Any:
-    # On demand: the doubles must be usable where pytest is not installed.
-    if name not in _NEED_PYTEST:
+    # The doubles must be usable where pytest is not installed, and without loading the engine.
+    if name not in _ON_DEMAND:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(_NEED_PYTEST[name]), name)
+    return getattr(import_module(_ON_DEMAND[name]), name)
