@@ -1,9 +1,44 @@
 """The blocks that come with the engine. They use its public names only, as a block of yours would."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 if __name__ != "memory_engine.blocks":
     raise ImportError(f"This package is memory_engine.blocks; it cannot be imported as {__name__!r}.")
 
 from memory_engine.blocks.static import StaticMemoryBlock
 
-# A block that needs an optional package is imported on first use: name it in `__getattr__`, not here.
-__all__ = ["StaticMemoryBlock"]
+if TYPE_CHECKING:
+    from memory_engine.blocks.vector.block import Hit, VectorMemoryBlock
+    from memory_engine.blocks.vector.qdrant import QdrantVectorStore
+    from memory_engine.blocks.vector.ranking import Floor, Weights
+    from memory_engine.blocks.vector.records import RecordsVectorStore
+
+__all__ = [
+    "Floor",
+    "Hit",
+    "QdrantVectorStore",
+    "RecordsVectorStore",
+    "StaticMemoryBlock",
+    "VectorMemoryBlock",
+    "Weights",
+]
+
+_ON_DEMAND = {
+    "Floor": "vector.ranking",
+    "Hit": "vector.block",
+    "QdrantVectorStore": "vector.qdrant",
+    "RecordsVectorStore": "vector.records",
+    "VectorMemoryBlock": "vector.block",
+    "Weights": "vector.ranking",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # On demand: importing blocks must load neither numpy nor a client.
+    if name not in _ON_DEMAND:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"memory_engine.blocks.{_ON_DEMAND[name]}"), name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -65,6 +65,10 @@ def can_forget(definition: Block) -> bool:
 class NoRecords:
     """The records of a block that is about to be rebuilt without what was erased: none are shown any more."""
 
+    @property
+    def database(self) -> object:
+        return self
+
     async def read(self, **options: Any) -> list[Record]:
         return []
 
@@ -77,6 +81,10 @@ class StoredRecords:
 
     def __init__(self, store: Store, scope_key: str, block: str) -> None:
         self._store, self._scope_key, self._block = store, scope_key, block
+
+    @property
+    def database(self) -> object:
+        return self._store
 
     async def read(
         self,
@@ -114,6 +122,17 @@ class ScopeBinding:
     session: SessionRow | None
     lease: float = 30.0
     block: Block | None = None
+    wake: Callable[[], None] | None = None
+    absorbing_again: bool = False
+
+    def absorb_again(self, *, keep_fields: bool) -> None:
+        """Make everything that is stored due again, with the commit of the transaction by hand that this is called in."""
+        if not self.records.writable:
+            raise BlockStateError("Only inside `async with block.transaction()` can a block be sent back to the beginning.")
+        self.absorbing_again = True
+        if not keep_fields:
+            assert self.block is not None
+            restore(self.block, self.definition, StateRow())
 
     def transaction(self) -> AbstractAsyncContextManager[None]:
         return nullcontext() if self.records.writable else self._by_hand()
@@ -128,7 +147,7 @@ class ScopeBinding:
         )
         delete = tuple(key for key, record in self.records.written.items() if record is None)
         state = _changed_state(self.block, self.definition, self.saved)
-        return StateChange(state, type(self.definition).state_version, put, delete)
+        return StateChange(state, type(self.definition).state_version, put, delete, self.absorbing_again)
 
     @asynccontextmanager
     async def _by_hand(self) -> AsyncIterator[None]:
@@ -150,6 +169,8 @@ class ScopeBinding:
                     "could not be reached for so long that the lease ended. Bind the block again and repeat the change."
                 )
             self._keep(written)
+            if change.absorb_again and self.wake is not None:
+                self.wake()
         except BaseException:
             # The copy must not go on showing what was not committed.
             restore(self.block, self.definition, self.saved)
@@ -157,6 +178,7 @@ class ScopeBinding:
         finally:
             self.records.writable = False
             self.records.written.clear()
+            self.absorbing_again = False
             await asyncio.shield(self.store.release(lease))
 
     def _keep(self, saved: StateRow) -> None:
@@ -234,13 +256,14 @@ def bind(
     writable: bool,
     lease: float = 30.0,
     blank: bool = False,
+    wake: Callable[[], None] | None = None,
 ) -> tuple[Block, ScopeBinding]:
     """A copy of `definition` with the saved fields, connected to its scope; a `blank` one shows nothing of what is saved."""
     block = definition.model_copy()
     saved = replace(saved, state="{}") if blank else saved
     reader = NoRecords() if blank else StoredRecords(store, context.scope_key, definition.name)
     records = Records(reader, context.session_uid or None, writable)
-    binding = ScopeBinding(store, definition, context, records, saved, session, lease, block)
+    binding = ScopeBinding(store, definition, context, records, saved, session, lease, block, wake)
     restore(block, definition, saved)
     _own_private_attributes(block)
     block._binding = binding

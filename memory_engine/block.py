@@ -51,7 +51,8 @@ class BlockContext:
     `seqs` are parallel to the messages of a delivery; `delivery_id` is the same on every attempt, also after a crash,
     so it may serve as an idempotency key outside. In `_aget`, `tokens_available` is what all sections together may
     cost, `shown` holds the seqs that history is certain to show, and `query` what the caller asked (None: nothing).
-    `erasing` lists what a reader of an outside store must leave out until `_aforget` has run.
+    `erasing` lists what a reader of an outside store must leave out until `_aforget` has run. What `_aget` appends to
+    `notes` stands in the receipt, for what went on although something was amiss.
     """
 
     tenant: str
@@ -71,6 +72,7 @@ class BlockContext:
     shown: frozenset[int] = frozenset()
     query: tuple[ChatMessage, ...] | None = None
     erasing: tuple[Erased, ...] = ()
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,10 @@ Page = list[Record]
 class RecordReader(Protocol):
     """Reads the committed records of one block in one scope."""
 
+    @property
+    def database(self) -> object:
+        """Where they are: the same object for every reader of one database, for caches in this process."""
+
     async def read(
         self,
         *,
@@ -118,6 +124,11 @@ class Records:
     session_uid: str | None
     writable: bool
     written: dict[str, Record | None] = field(default_factory=dict)
+
+    @property
+    def database(self) -> object:
+        """Where the records are. Scope keys repeat from database to database; caches must not mix them up."""
+        return self.reader.database
 
     async def get(self, key: str) -> Record | None:
         """The record of that key, or None."""
@@ -168,11 +179,13 @@ class Records:
         blob: bytes | None = None,
         seq: int | None = None,
         session_uid: str | None = None,
+        shared: bool = False,
     ) -> None:
         """Write a record; `data` is any JSON value, `blob` bytes, `seq` the message that it came from.
 
         It counts as coming from the session at work. To change a record that another session wrote, in a wider scope,
-        hand on its own `seq` and `session_uid`: with the messages they name, the record is erased.
+        hand on its own `seq` and `session_uid`: with the messages they name, the record is erased. A `shared` record comes
+        from no session: in the scope of a user or a tenant it stays when sessions go.
 
         :raises BlockStateError: outside `_aput`, `_aforget` or `transaction()`, or for data that is not JSON.
         """
@@ -189,7 +202,7 @@ class Records:
             kept_blob = None if blob is None else bytes(memoryview(blob))
         except TypeError as error:
             raise BlockStateError(f"The blob of record {key!r} is bytes or a buffer, not {type(blob).__name__}.") from error
-        self.written[key] = Record(key, kept, kept_blob, session_uid or self.session_uid, seq)
+        self.written[key] = Record(key, kept, kept_blob, None if shared else session_uid or self.session_uid, seq)
 
     def delete(self, key: str) -> None:
         """Delete a record; nothing happens when there is none. Raises as `put` does."""
@@ -217,6 +230,8 @@ class Binding(Protocol):
     def records(self) -> Records: ...
 
     def transaction(self) -> AbstractAsyncContextManager[None]: ...
+
+    def absorb_again(self, *, keep_fields: bool) -> None: ...
 
 
 class BaseMemoryBlock(BaseModel, Generic[T]):
@@ -289,6 +304,17 @@ class BaseMemoryBlock(BaseModel, Generic[T]):
         return state
 
     # -- for bound copies ------------------------------------------------------------------------------------
+
+    async def rebuild(self) -> None:
+        """Forget what was made of the messages of this scope and absorb them again, in deliveries as after a flush.
+
+        For blocks whose rules have changed. It returns when the deliveries are due; `drain()` waits for them.
+        """
+        async with self.transaction():
+            async for page in self.records.pages():
+                for record in page:
+                    self.records.delete(record.key)
+            self._bound().absorb_again(keep_fields=False)
 
     @property
     def bound(self) -> bool:

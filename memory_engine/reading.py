@@ -275,6 +275,7 @@ def _section_source(read: SectionRead) -> SourceReceipt:
         error=read.error,
         lag=read.lag,
         attempts=read.attempts,
+        notes=() if read.bound is None else tuple(read.bound.context.notes),
     )
 
 

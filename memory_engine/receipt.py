@@ -17,7 +17,8 @@ class SourceReceipt:
     """One source of the context. Tokens; seconds; `outcome` says in words what happened and why.
 
     `asked` is what the source would have cost whole, `given` what it costs in the context. `lag` counts the flushed
-    messages that a block has not absorbed yet (they stay visible in history as far as the budget allows).
+    messages that a block has not absorbed yet (they stay visible in history as far as the budget allows). `notes` are what
+    a block has to say about its section.
     """
 
     name: str
@@ -31,6 +32,7 @@ class SourceReceipt:
     error: str | None = None
     lag: int = 0
     attempts: int = 0
+    notes: tuple[str, ...] = ()
 
     @property
     def trimmed(self) -> int:
@@ -131,6 +133,8 @@ class Receipt:
         if source.error:
             attempts = f", {source.attempts} attempt{'s' if source.attempts > 1 else ''}" if source.attempts else ""
             line += f"  ({source.error}{attempts})"
+        if source.notes:
+            line += f"  ({'; '.join(source.notes)})"
         return line
 
 

@@ -254,7 +254,17 @@ class Session:
         lease = self.core.settings.limits.lease
         # A block that cannot forget by itself waits to be rebuilt; until then it must not show what was erased.
         blank = bool(waiting) and not can_forget(definition)
-        block, _ = bind(self.core.store, definition, context, saved, session=session, writable=False, lease=lease, blank=blank)
+        block, _ = bind(
+            self.core.store,
+            definition,
+            context,
+            saved,
+            session=session,
+            writable=False,
+            lease=lease,
+            blank=blank,
+            wake=self.core.worker.wake,
+        )
         return block
 
     def context_of(self, definition: Block, session: SessionRow | None) -> BlockContext:

@@ -214,12 +214,16 @@ class RecordRow:
 
 @dataclass(frozen=True, slots=True)
 class StateChange:
-    """What a block wrote: its fields (None = unchanged), rows to upsert, keys to delete."""
+    """What a block wrote: its fields (None = unchanged), rows to upsert, keys to delete.
+
+    `absorb_again` (in `commit_change` only) sends the cursors of its scope back to their start.
+    """
 
     state: str | None = None
     format: int = 1
     put: tuple[RecordRow, ...] = ()
     delete: tuple[str, ...] = ()
+    absorb_again: bool = False
 
     @property
     def empty(self) -> bool:

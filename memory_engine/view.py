@@ -175,7 +175,8 @@ def _is_blank(block: object) -> bool:
 
 # -- shortening --------------------------------------------------------------------------------------------------
 
-_MARKER = re.compile(r"\n?\[… (\d+) tokens left out …\]\n?")
+# The line end behind a marker may be the one before the next. Longer numbers are not ours, and `int` may refuse them.
+_MARKER = re.compile(r"\n\[… ([0-9]{1,18}) tokens left out …\](?=\n)")
 _BARE_MARKER = "[…]"
 _ROUNDS = 12
 _CLOSE_ENOUGH = 0.97
@@ -261,12 +262,22 @@ def _parts(message: ChatMessage) -> list[_Part]:
             text = block.text
         else:
             continue
-        found = _MARKER.search(text) if message.partial else None
-        if found is None:
-            parts.append(_Part(index, text, text, 0))
-        else:
-            parts.append(_Part(index, text[: found.start()], text[found.end() :], int(found[1])))
+        parts.append(_Part(index, *(_halves(text) if message.partial else (text, text, 0))))
     return parts
+
+
+def _halves(text: str) -> tuple[str, str, int]:
+    """What stands before and after the cut, and the tokens missing there; all of a text that was not cut, twice, and 0.
+
+    Markers may also be stored, as text of a tool that prints them or read a shortened result. That of a cut stands in the
+    middle, as `_cut_text` keeps as much before it as after it, or one character more; two markers cannot stand there.
+    """
+    framed = f"\n{text}\n"  # a marker with nothing around it has no line ends of its own
+    for found in _MARKER.finditer(framed):
+        head, tail = framed[: found.start()], framed[found.end() + 1 :]
+        if len(head) - len(tail) in (0, 1):
+            return head[1:], tail[:-1], int(found[1])
+    return text, text, 0
 
 
 def _smallest(message: ChatMessage, parts: list[_Part], rate: float, count: Count, before: int) -> tuple[ChatMessage, int]:
@@ -294,11 +305,11 @@ def _cut(message: ChatMessage, parts: list[_Part], level: int, rate: float, *, b
 
 
 def _cut_text(part: _Part, level: int, rate: float, *, bare: bool) -> str:
-    right = min(level // 2, len(part.tail))
-    left = min(level - right, len(part.head))
-    right = min(level - left, len(part.tail))
     if bare:
         return _BARE_MARKER
+    # Neither half can be too short for it: they are equal or differ by one, and together longer than the level.
+    right = level // 2
+    left = level - right
     missing = part.missing + max(1, round((part.size - level) * rate))
     text = f"{part.head[:left]}\n[… {missing} tokens left out …]\n{part.tail[len(part.tail) - right :]}"
     return text.strip("\n") if level == 0 else text

@@ -351,13 +351,10 @@ class Deliveries:
     def _rebuild(self, connection: Connection, scope: str, block: str) -> None:
         """Drop what a block knows in a scope, and have it absorb again what is left of the scope's sessions."""
         self._states.clear(connection, scope, block)
-        cursors, parked, erasures = self._tables.cursors, self._tables.parked, self._tables.erasures
-        for table in (parked, erasures):
-            # Parked chunks are met again on the way; what else was to be forgotten is gone with the rest.
-            connection.execute(delete(table).where(table.c.scope_key == scope, table.c.block == block))
-        values = {"cursor": cursors.c.start_seq, "attempts": 0, "next_attempt_at": 0.0, "last_error": None}
-        pair = (cursors.c.scope_key == scope, cursors.c.block == block)
-        connection.execute(update(cursors).where(*pair).values(values))
+        erasures = self._tables.erasures
+        # What else was to be forgotten is gone with the rest.
+        connection.execute(delete(erasures).where(erasures.c.scope_key == scope, erasures.c.block == block))
+        self._states.absorb_again(connection, scope, block)
 
     def fail_erasure(self, connection: Connection, claim: ErasureClaim, error: str, retry_in: float) -> None:
         erasures = self._tables.erasures

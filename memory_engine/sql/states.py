@@ -150,7 +150,16 @@ class States:
         """A correction by hand; None when the lease is lost or the session was erased meanwhile."""
         if not leases.held(connection, lease, session):
             return None
+        if change.absorb_again:
+            self.absorb_again(connection, lease.scope_key, lease.block)
         return self.apply(connection, lease.scope_key, lease.block, change)
+
+    def absorb_again(self, connection: Connection, scope_key: str, block: str) -> None:
+        """Have a block absorb again what is stored of its scope's sessions; parked chunks are met again on the way."""
+        cursors, parked = self._tables.cursors, self._tables.parked
+        connection.execute(delete(parked).where(parked.c.scope_key == scope_key, parked.c.block == block))
+        values = {"cursor": cursors.c.start_seq, "attempts": 0, "next_attempt_at": 0.0, "last_error": None}
+        connection.execute(update(cursors).where(cursors.c.scope_key == scope_key, cursors.c.block == block).values(values))
 
     def clear(self, connection: Connection, scope_key: str, block: str) -> None:
         """Drop fields and records of a pair, but keep its versions growing for those who cached what was there."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -13,9 +14,10 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from sqlalchemy import create_engine
 
-from memory_engine import BaseMemoryBlock, Limits, Memory, MemoryEngine
+from memory_engine import BaseMemoryBlock, ChatMessage, Limits, Memory, MemoryEngine
 from memory_engine.blocks import StaticMemoryBlock
 from memory_engine.errors import BlockError, ConfigurationError, StoreBusyError
+from memory_engine.messages import ToolCallBlock
 from memory_engine.telemetry import OpenTelemetry
 
 
@@ -165,6 +167,23 @@ async def test_leaving_a_handle_waits_for_its_session_only() -> None:
         await memory.put(user("again"))  # the engine is open, so the handle still works
         assert len(await memory.get_all()) == 2
     await memory.aclose()
+
+
+@pytest.mark.parametrize("own", ["[… 3 tokens left out …]", f"\n[… {'9' * 4400} tokens left out …]\n"], ids=["short", "long"])
+async def test_a_tool_may_say_what_looks_like_the_marker_of_a_cut(own: str) -> None:
+    """Each result is cut when it comes, and the cut grows when all of them do not fit together."""
+    text = f"first {own} line. {'x' * 15_000} {own} last"
+    ids = ["a", "b", "c", "d"]
+    calls = [ToolCallBlock(id=id_, name="look", arguments={}) for id_ in ids]
+    async with Memory.from_defaults(token_limit=40_000, max_tool_result_tokens=14_000, tokenizer_fn=len) as memory:
+        await memory.put_messages([user("go"), ChatMessage(role="assistant", blocks=calls)])
+        await memory.put_messages([ChatMessage(role="tool", content=text, tool_call_id=id_) for id_ in ids])
+        context = await memory.context()
+    assert context.receipt.tokens <= 40_000 and context.receipt.shortened
+    for message in context.messages[2:]:
+        head, missing, tail = re.split(r"\n\[… (1?[0-9]{4}) tokens left out …\]\n", message.content)
+        assert text.startswith(head) and text.endswith(tail)
+        assert abs(len(text) - len(head) - len(tail) - int(missing)) < 200
 
 
 async def test_a_receipt_adds_up() -> None:

@@ -20,7 +20,9 @@ from memory_engine.store import SessionRow, Snapshot
 if TYPE_CHECKING:
     from machine import Machine
 
-_MARKER = re.compile(r"\n?\[…(?: \d+ tokens left out …)?\]\n?")
+_MARKER = re.compile(r"\n\[… \d+ tokens left out …\](?=\n)")
+"""The line end behind it stays, as it may be the one before another: what is stored may look like markers too."""
+_ALONE = re.compile(r"\[…\]|\[… \d+ tokens left out …\]")
 _WRAPPER = 90
 """Tokens (here maybe characters) that the built-in rendering may add to the sections' own costs."""
 
@@ -146,9 +148,19 @@ def check_part(shown: ChatMessage, stored: ChatMessage) -> None:
         if block == whole:
             continue
         text, full = (block.text, whole.text) if isinstance(block, TextBlock) else (block.content, whole.content)
-        cuts = [(text[: found.start()], text[found.end() :]) for found in _MARKER.finditer(text)]
-        assert any(full.startswith(head) and full.endswith(tail) for head, tail in cuts), "a cut is not marked"
+        assert _is_cut(text, full), "a cut is not marked"
     assert all(isinstance(block, ToolCallBlock) or block.type == "tool_result" for block in rest)
+
+
+def _is_cut(text: str, full: str) -> bool:
+    """Whether the text is the other's beginning, one marker, and the other's end; as much of the one as of the other."""
+    if _ALONE.fullmatch(text):
+        return True
+    cuts = [(text[: found.start()], text[found.end() + 1 :]) for found in _MARKER.finditer(text)]
+    return any(
+        full.startswith(head) and full.endswith(tail) and len(head) + len(tail) < len(full) and len(head) - len(tail) in (0, 1)
+        for head, tail in cuts
+    )
 
 
 def _answer(whole: ContentBlock, block: ContentBlock) -> bool:

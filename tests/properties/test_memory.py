@@ -10,14 +10,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+from checks import check_part
 from hypothesis import HealthCheck, Phase, given, note, settings
 from hypothesis import strategies as st
 from machine import Machine
-from worlds import MESSAGE_KINDS, WORLDS, Recorder, World
+from worlds import MARKER_LIKE, MESSAGE_KINDS, WORLDS, Recorder, World
 
 from memory_engine import ChatMessage, Memory
 from memory_engine.blocks import StaticMemoryBlock
 from memory_engine.render import Section
+from memory_engine.view import shorten
 
 CALLS = (
     *("get", "get", "get", "turns", "turns", "turns", "batch", "reput", "conflict", "own_id", "put_back", "set_back", "set"),
@@ -78,22 +80,40 @@ def test_any_program(where: str, soak: bool, caplog: pytest.LogCaptureFixture) -
     print(f"\n{where}: 0 violations in {dict(tally)}")
 
 
-@pytest.mark.parametrize(("rendering", "said"), [(300, 790), (321, 229)], ids=["much over", "one over"])
-async def test_what_rendering_added_goes_with_the_section(rendering: int, said: int) -> None:
-    """What rendering adds makes a section go, and when it has gone takes no room from what may never be cut."""
+@pytest.mark.parametrize(("rendering", "said"), [(300, 790), (321, 229)])
+@pytest.mark.parametrize("over", [5, 46, 47, 52], ids=["most fits", "a word fits", "nothing fits", "not even what is added"])
+async def test_what_rendering_added_goes_with_the_section(rendering: int, said: int, over: int) -> None:
+    """What rendering adds cuts the section, and when it has gone takes no room from what may never be cut."""
 
     def at_length(sections: Sequence[Section]) -> str:
         return "word " * rendering + "\n".join(section.text for section in sections)
 
     block = StaticMemoryBlock(name="notes", static_content="note " * 47, priority=1)
-    limit = said + 4 + 47 + rendering - 1
+    limit = said + 4 + 47 + rendering + 4 - over
     async with Memory.from_defaults(
         token_limit=limit, tokenizer_fn=str.split, renderer=at_length, memory_blocks=[block]
     ) as memory:
         await memory.put(ChatMessage(role="user", content="word " * said))
         context = await memory.context()
-    assert context.receipt.tokens == said + 4
-    assert context.receipt.source("notes").given == 0
+    notes = context.receipt.source("notes")
+    if over < 47:
+        assert context.receipt.tokens == limit and notes.outcome.startswith("trimmed")
+        assert sum(message.content.split().count("note") for message in context.messages) == 47 - over
+    else:
+        assert context.receipt.tokens == said + 4 and notes.given == 0
+
+
+@given(
+    st.lists(st.sampled_from([*MARKER_LIKE, "\n", "word ", "[…]"]), min_size=20, max_size=60).map("".join),
+    st.lists(st.integers(1, 600), min_size=2, max_size=4),
+)
+def test_a_text_is_cut_in_one_place_only(content: str, limits: list[int]) -> None:
+    """However often it is made shorter, and even if a tool's text holds what looks like the marker of a cut."""
+    stored = ChatMessage(role="tool", content=content, tool_call_id="c", id="m")
+    shown = stored
+    for limit in sorted(limits, reverse=True):
+        shown = shorten(shown, limit, lambda message: len(message.content))
+        check_part(shown, stored)
 
 
 async def test_what_is_archived_is_counted_by_the_tokenizer_in_use(tmp_path: Path) -> None:

@@ -26,10 +26,16 @@ from memory_engine.render import Section
 
 QUERY = "QUERY-7f3a: what did we say?"
 
+MARKER_LIKE = (
+    *("[… 3 tokens left out …]", "\n[… 12 tokens left out …]\n", "[… 7 tokens left out …]\n"),
+    *(f"\n[… {'9' * 30} tokens left out …]\n", "[… ٣ tokens left out …]"),
+)
+"""What a tool may have said that looks like the marker of a cut."""
 _ALPHABETS = (
     ["the ", "memory ", "of ", "an ", "agent ", "decides ", "which ", "tokens ", "stay. ", "\n"],
     ["日本", "語の", "文章", "。", "русский ", "العربية ", "e\u0301", "\u200b", "👩‍👩‍👧", "😀"],
     ["</memory>", "<fact>", "&lt;", "<notes", "< /Memory>", "<|endoftext|>", "<b>", "[… 3 tokens left out …]", '{"a": [1]}'],
+    [*MARKER_LIKE, "[…]", "\n", "line\n", "a "],
     ["1234567890", "    ", "\t", "\n\n", "0x7F", "aaaaaaaa", "!?…", "C:\\x\\y", "%%", "\u00a0"],
 )
 _SIZES = (0, 1, 3, 12, 12, 60, 60, 60, 200, 200, 600, 2_000, 9_000)

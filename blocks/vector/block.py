@@ -1,0 +1,513 @@
+"""A block that brings back what was said."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import string
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+from pydantic import Field, PrivateAttr, field_validator
+
+from memory_engine import BaseMemoryBlock, BlockUnavailableError, ChatMessage, ContentBlock, TextBlock
+from memory_engine.blocks.embedders.protocol import CachedEmbedder, as_embedder
+from memory_engine.blocks.vector.ranking import NO_FLOOR, Floor, Ranking, Weights, rank
+from memory_engine.blocks.vector.records import RecordsVectorStore
+from memory_engine.blocks.vector.selection import Costs, choose
+from memory_engine.blocks.vector.store import Candidates, Entry, Item, Probe, Scope, VectorStore
+from memory_engine.blocks.vector.transcript import Layout, blocks_of, document_items, message_items, speaker, spoken
+from memory_engine.blocks.vector.words import Words
+
+log = logging.getLogger("memory_engine.blocks.vector")
+
+_RECORDS = RecordsVectorStore()
+"""The default store: one cache of a process, whatever the number of blocks."""
+_CONTEXT_CHARACTERS = 400
+"""Of each message before an item so much is embedded with it: models read a few hundred tokens, the item comes last."""
+_PROBE_WORDS = 48
+"""Words of a query that are looked for; the rest of a longer one says little more."""
+_CANDIDATES = 200
+"""How many items a store that does not look at all of them returns."""
+_SMALL = 2_000
+"""Up to so many candidates are scored on the event loop, in less time than a thread would take to begin."""
+_WRAPPING = 16
+"""Tokens for the tags around a section."""
+_FIELDS = {"speaker", "text", "role", "name", "time", "session_id", "metadata"}
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """An item that may be shown: its final score and, for what it is worth, its lexical score and cosine similarity."""
+
+    item: Item
+    score: float
+    lexical: float = 0.0
+    dense: float | None = None
+
+
+Postprocessor = Callable[[str, list[Hit]], "list[Hit] | Awaitable[list[Hit]]"]
+
+
+class VectorMemoryBlock(BaseMemoryBlock[list[ContentBlock]]):
+    """Brings back the stored messages that bear on the question, as they were said, as many as the room holds.
+
+    Without `embed_model` items are found by their words (BM25); with one by words and vectors together. The names of the
+    parameters are those of LlamaIndex's block of this name where they mean the same.
+
+    What it shows is chosen by worth per token, written in chronological order, and leaves out what the history shows.
+    It shows nothing when the question is about nothing that was said. `memory.block(name)` gives the copy of a scope, with
+    `search()`, `add_documents()`, `remove_documents()` and `rebuild()`.
+    """
+
+    name: str = "RetrievedMessages"
+    description: str | None = "What was said before and bears on the question."
+    priority: int = Field(default=2, ge=0)
+
+    vector_store: Any = Field(default=None, exclude=True)
+    """A `VectorStore`; None: the database of the memory itself."""
+    embed_model: Any = Field(default=None, exclude=True)
+    """An async function from a list of texts to vectors, an adapter of `memory_engine.blocks.embedders`, or embeddings of
+    LlamaIndex or LangChain; None: words alone."""
+    postprocessors: list[Any] = Field(default_factory=list, exclude=True)
+    """Functions `(query, hits) -> hits`, async or not, over the best `rerank` hits: rerankers, thresholds, filters."""
+    rerank: int = Field(default=100, gt=0)
+    """How many of the best hits `postprocessors` get; the others are left out when there are any."""
+
+    similarity_top_k: int | None = Field(default=None, gt=0)
+    """At most so many items; None: as many as the room holds."""
+    retrieval_context_window: int = Field(default=5, gt=0)
+    """When `get` has no query, the last so many messages of user and assistant are the query, the newest counting most."""
+    format_template: str = "{speaker}: {text}"
+    """How an item is written, with the fields speaker, text, role, name, time, session_id and metadata."""
+    time_format: str = "[%Y-%m-%d %H:%M]"
+    """A strftime format, written above the items of one time; "" for none."""
+    time_resolution: float = Field(default=600.0, gt=0)
+    """Seconds within which items share one time."""
+    language: str = "english"
+    """Of the words: a language with a Snowball stemmer ("german", "de" …), or "none"."""
+    weights: Weights = Weights()
+    """How scores are made; see `Weights`."""
+    floor: Floor | None = Floor()
+    """When nothing is shown at all; None: never."""
+    least_score: float = Field(default=0.05, ge=0, le=1)
+    """Items below this part of the best score are left out however much room there is."""
+    preceding: int = Field(default=2, ge=0, le=8)
+    """So many messages before an item are embedded with it, so that "yes, on Friday" is found by what it answers."""
+    preceding_share: float = Field(default=0.7, ge=0, le=1)
+    """The share of that vector in an item's vector; the rest is that of the item alone."""
+    item_tokens: int = Field(default=512, gt=0)
+    """Messages above it become several items."""
+    document_tokens: int = Field(default=256, gt=0)
+    """Passages of documents are that long at most."""
+    embed_timeout: float = Field(default=5.0, gt=0)
+    """Seconds that `get` waits for the vector of a query before it goes on with words alone."""
+
+    stored_items: int = 0
+    """State: how many items the store should hold."""
+    stored_model: str | None = None
+    """State: the identity of the model that the stored vectors are of."""
+
+    _embedder: CachedEmbedder | None = PrivateAttr(default=None)
+    _words: Words | None = PrivateAttr(default=None)
+    _shown: tuple[tuple[Item, float], ...] = PrivateAttr(default=())
+
+    @field_validator("vector_store")
+    @classmethod
+    def _check_store(cls, value: Any) -> Any:
+        if value is not None and not isinstance(value, VectorStore):
+            raise ValueError(
+                f"vector_store must be a VectorStore such as QdrantVectorStore(client), not {type(value).__name__}; "
+                "or leave it out to use the database of the memory"
+            )
+        return value
+
+    @field_validator("format_template")
+    @classmethod
+    def _check_template(cls, value: str) -> str:
+        used = {name for _, name, _, _ in string.Formatter().parse(value) if name is not None}
+        if "text" not in used or not used <= _FIELDS:
+            raise ValueError(f"format_template must contain {{text}} and may use {sorted(_FIELDS)}, not {sorted(used)}")
+        return value
+
+    def model_post_init(self, context: Any, /) -> None:
+        # Definitions make them, their copies share them: models, caches and stemmers are made once.
+        super().model_post_init(context)
+        self._words = Words(self.language)
+        if self.embed_model is not None:
+            self._embedder = as_embedder(self.embed_model)
+
+    # -- absorbing -------------------------------------------------------------------------------------------
+
+    async def _aput(self, messages: list[ChatMessage]) -> None:
+        context = self.context
+        items = message_items(
+            messages,
+            context.seqs,
+            session_uid=context.session_uid,
+            session_id=context.session_id,
+            count=context.count,
+            item_tokens=self.item_tokens,
+            split=_splitter(self.item_tokens, context.count),
+        )
+        if not items:
+            return
+        scope, first = self._scope(), context.seqs[0]
+        before: Sequence[Item] = ()
+        if self._embedder is not None and self.preceding:
+            before = await self._store.items(scope, context.session_uid, max(0, first - 8), first - 1)
+        await self._store.add(scope, await self._entries(items, before))
+        self.stored_items += len(items)
+        self.stored_model = self._embedder.identity if self._embedder else None
+
+    async def _entries(self, items: Sequence[Item], before: Sequence[Item]) -> list[Entry]:
+        """Items with their words and, if there is an embedder, their vectors; `before` are those that precede the first."""
+        assert self._words is not None
+        words = [self._words.count(spoken(item)) for item in items]
+        if self._embedder is None:
+            return [Entry(item, count) for item, count in zip(items, words, strict=True)]
+        alone = [spoken(item) for item in items]
+        line = [*before, *items]
+        within = [self._with_preceding(line, index) for index in range(len(before), len(line))]
+        # One call for all texts of a flush.
+        texts = list(dict.fromkeys([*alone, *within]))
+        rows = dict(zip(texts, await self._embedder.embed(texts), strict=True))
+        share = self.preceding_share
+        vectors = [_unit((1 - share) * rows[a] + share * rows[w]) for a, w in zip(alone, within, strict=True)]
+        return [Entry(*each) for each in zip(items, words, vectors, strict=True)]
+
+    def _with_preceding(self, line: Sequence[Item], index: int) -> str:
+        item = line[index]
+        if item.kind == "document":
+            return spoken(item)
+        before = [spoken(other)[:_CONTEXT_CHARACTERS] for other in line[max(0, index - self.preceding) : index]]
+        return "\n".join([*before, spoken(item)])
+
+    async def _aforget(self, session_uid: str | None, seqs: Sequence[int] | None) -> None:
+        scope = self._scope()
+        # Counted before anything is removed, for a store that lost items earlier must go on being noticed.
+        held = self.stored_items
+        before = await self._store.count(scope)
+        followers = await self._followers(scope, session_uid, seqs)
+        await self._store.remove(scope, session_uid, seqs)
+        for item, preceding in followers:
+            await self._store.add(scope, await self._entries([item], preceding))
+        after = await self._store.count(scope)
+        # The records of erased messages are gone already when the items are records.
+        own = isinstance(self._store, RecordsVectorStore)
+        self.stored_items = after if own else max(0, held - max(0, before - after))
+
+    async def _followers(
+        self, scope: Scope, session_uid: str | None, seqs: Sequence[int] | None
+    ) -> list[tuple[Item, list[Item]]]:
+        """Items whose vectors were made with an erased message before them, and what precedes them without it."""
+        if self._embedder is None or session_uid is None or seqs is None or not self.preceding:
+            return []
+        gone, found = set(seqs), {}
+        for seq in sorted(gone):
+            for item in await self._store.items(scope, session_uid, max(0, seq - 8), seq + 8):
+                found[item.key] = item
+        line = [item for key, item in sorted(found.items()) if gone.isdisjoint(range(item.seq or 0, (item.last_seq or 0) + 1))]
+        touched = []
+        for index, item in enumerate(line):
+            if any(0 < (item.seq or 0) - seq <= 8 for seq in gone):
+                touched.append((item, line[max(0, index - self.preceding) : index]))
+        return touched
+
+    # -- recalling -------------------------------------------------------------------------------------------
+
+    async def _aget(self, messages: list[ChatMessage] | None = None, **block_kwargs: Any) -> list[ContentBlock]:
+        query = self._query(messages or [])
+        if not query:
+            return []
+        candidates, ranking = await self._ranked(query)
+        if self.floor is not None and not ranking.relevant:
+            return []
+        candidates, scores = await self._postprocessed(query, candidates, ranking)
+        scores = self._without_shown(candidates.items, scores)
+        layout = self._layout()
+        chosen = choose(
+            candidates.items,
+            scores,
+            budget=self._room(),
+            limit=self.similarity_top_k,
+            least=self.least_score,
+            layout=layout,
+            costs=self._costs(layout),
+        )
+        # In the order of the conversation; when the estimate was short of what the text costs, the last chosen go.
+        worth = {index: float(len(chosen) - place) for place, index in enumerate(chosen)}
+        self._shown = tuple((candidates.items[index], worth[index]) for index in sorted(chosen))
+        excess = self.context.count(_joined(blocks_of(self._shown, layout))) - self._room()
+        if excess > 0:
+            self._drop(layout, excess)
+        return list(blocks_of(self._shown, layout))
+
+    async def atruncate(self, content: list[ContentBlock], tokens_to_truncate: int) -> list[ContentBlock] | None:
+        """Without the items of least worth, as few as possible."""
+        layout = self._layout()
+        if list(content) != list(blocks_of(self._shown, layout)):
+            return await super().atruncate(content, tokens_to_truncate)
+        self._drop(layout, tokens_to_truncate)
+        return list(blocks_of(self._shown, layout)) or None
+
+    async def search(self, query: str, *, limit: int = 10) -> list[Hit]:
+        """The best hits for a question, best first, whatever the floor says; for looking, tools and tests."""
+        if not query.strip():
+            return []
+        candidates, ranking = await self._ranked([(query, 1.0)])
+        hits = _hits(candidates, ranking, limit)
+        return await self._through(query, hits) if self.postprocessors else hits
+
+    def _query(self, messages: Sequence[ChatMessage]) -> list[tuple[str, float]]:
+        """Texts to look for, the most important first, each with its weight."""
+        asked = self.context.query
+        if asked is not None:
+            text = "\n".join(filter(None, (message.content.strip() for message in asked)))
+            return [(text, 1.0)] if text else []
+        talk = [m.content for m in messages if m.role in ("user", "assistant") and m.content.strip() and not m.tool_calls]
+        latest = talk[-self.retrieval_context_window :][::-1]
+        # The newest user message is what is being answered; what led to it says what it is about.
+        users = [m.content for m in messages if m.role == "user" and m.content.strip()]
+        if users and users[-1] in latest:
+            latest.remove(users[-1])
+            latest.insert(0, users[-1])
+        return [(text, 0.5**place) for place, text in enumerate(latest)]
+
+    async def _ranked(self, query: Sequence[tuple[str, float]]) -> tuple[Candidates, Ranking]:
+        probe = Probe(self._probe_words(query), await self._query_vector(query))
+        scope = self._scope()
+        candidates = await self._store.search(scope, probe, limit=_CANDIDATES)
+        if candidates.total < self.stored_items and not scope.erasing:
+            note = f"the vector store holds {candidates.total} of {self.stored_items} items; call rebuild() on the bound block"
+            self.context.notes.append(note)
+            log.warning("block %r: %s", self.name, note)
+        ages = None
+        if self.weights.half_life is not None:
+            now = self.context.now
+            ages = np.array([(now - item.at).total_seconds() / 86_400 if item.at else 0.0 for item in candidates.items])
+        work = (candidates, list(probe.words.values()), ages, self.weights, self.floor or NO_FLOOR)
+        ranking = rank(*work) if len(candidates.items) <= _SMALL else await asyncio.to_thread(rank, *work)
+        return candidates, ranking
+
+    def _probe_words(self, query: Sequence[tuple[str, float]]) -> Mapping[str, float]:
+        assert self._words is not None
+        words: dict[str, float] = {}
+        for text, weight in query:
+            for word in self._words.content(text):
+                if len(words) < _PROBE_WORDS:
+                    words.setdefault(word, weight)
+        return words
+
+    async def _query_vector(self, query: Sequence[tuple[str, float]]) -> Any:
+        if self._embedder is None:
+            return None
+        if self.stored_model is not None and self.stored_model != self._embedder.identity:
+            self._note(
+                f"items were embedded by {self.stored_model}, not by {self._embedder.identity}: words alone are compared; "
+                "call rebuild() on the bound block"
+            )
+            return None
+        try:
+            async with asyncio.timeout(self.embed_timeout):
+                return await self._embedder.embed_query(query[0][0])
+        except (BlockUnavailableError, TimeoutError) as error:
+            self._note(f"the query could not be embedded ({error or 'too slow'}): words alone were compared")
+            return None
+
+    def _note(self, note: str) -> None:
+        self.context.notes.append(note)
+        log.warning("block %r: %s", self.name, note)
+
+    async def _postprocessed(
+        self, query: Sequence[tuple[str, float]], candidates: Candidates, ranking: Ranking
+    ) -> tuple[Candidates, Any]:
+        if not self.postprocessors:
+            return candidates, ranking.scores
+        hits = await self._through(query[0][0], _hits(candidates, ranking, self.rerank))
+        places = {item.key: index for index, item in enumerate(candidates.items)}
+        scores = np.zeros(len(candidates.items))
+        for hit in hits:
+            if hit.item.key in places:
+                scores[places[hit.item.key]] = hit.score
+        return candidates, scores
+
+    async def _through(self, query: str, hits: list[Hit]) -> list[Hit]:
+        for postprocess in self.postprocessors:
+            result = postprocess(query, hits)
+            hits = list(await result) if inspect.isawaitable(result) else list(result)
+        return hits
+
+    def _without_shown(self, items: Sequence[Item], scores: Any) -> Any:
+        shown, uid = self.context.shown, self.context.session_uid
+        if not shown:
+            return scores
+        first = min(shown)
+        for index, item in enumerate(items):
+            if item.session_uid == uid and item.last_seq is not None and item.last_seq >= first:
+                assert item.seq is not None
+                if not shown.isdisjoint(range(item.seq, item.last_seq + 1)):
+                    scores[index] = 0.0
+        return scores
+
+    def _room(self) -> int:
+        available = self.context.tokens_available
+        limits = [limit for limit in (available, self.max_tokens) if limit is not None]
+        return max(0, min(limits) - _WRAPPING - self.context.count(self.name)) if limits else 2_000
+
+    def _layout(self) -> Layout:
+        return Layout(self.format_template, self.time_format, self.time_resolution)
+
+    def _costs(self, layout: Layout) -> Costs:
+        count = self.context.count
+
+        @cache
+        def line(who: str) -> int:
+            return count(layout.written(Item(key="", text="", name=who), "")) + 1
+
+        # Times cost about the same whatever they say; the text as a whole is counted in the end.
+        header = count(self.context.now.strftime(self.time_format)) + 1 if self.time_format else 0
+        return Costs(
+            line=lambda item: 1 if item.kind == "document" else line(speaker(item)),
+            header=lambda item: 0 if item.at is None or item.kind == "document" else header,
+        )
+
+    def _drop(self, layout: Layout, tokens: int) -> None:
+        """Leave out the items of least worth until the text costs that many tokens less."""
+        count = self.context.count
+        kept = sorted(self._shown, key=lambda pair: -pair[1])
+        goal = count(_joined(blocks_of(self._shown, layout))) - tokens
+
+        def shown(size: int) -> tuple[tuple[Item, float], ...]:
+            least = kept[size - 1][1] if size else float("inf")
+            return tuple(pair for pair in self._shown if pair[1] >= least)
+
+        low, high = 0, len(kept)
+        while low < high:
+            middle = (low + high + 1) // 2
+            if count(_joined(blocks_of(shown(middle), layout))) <= goal:
+                low = middle
+            else:
+                high = middle - 1
+        self._shown = shown(low)
+
+    # -- knowledge -------------------------------------------------------------------------------------------
+
+    async def add_documents(
+        self, texts: Sequence[str], metadata: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None
+    ) -> list[str]:
+        """Remember texts that are no conversation; returns their ids, for `remove_documents`.
+
+        They are cut into passages of `document_tokens` and found like messages. No flush and no erasing of messages or
+        sessions touches them; in a block of scope "session" they go with their session. `metadata` is one JSON object for
+        all texts or one for each; its `id` makes adding a text again replace it.
+        """
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        each = [metadata or {}] * len(texts) if metadata is None or isinstance(metadata, Mapping) else list(metadata)
+        if len(each) != len(texts):
+            raise ValueError(f"{len(texts)} texts with {len(each)} metadata; give one object for all or one for each")
+        documents = [str(data.get("id") or uuid4().hex) for data in each]
+        async with self.transaction():
+            for document, text, data in zip(documents, texts, each, strict=True):
+                await self._remove_documents([document])
+                self.records.put(f"document:{document}", {"text": text, "metadata": dict(data)}, shared=True)
+                await self._add_passages(document, text, dict(data))
+        return documents
+
+    async def remove_documents(self, documents: Sequence[str] | None = None) -> int:
+        """Forget documents by id, None: all of them. Returns how many there were."""
+        async with self.transaction():
+            return await self._remove_documents(documents)
+
+    async def rebuild(self) -> None:
+        """Store everything of this scope anew: for a store that was lost or restored, or another embedding model.
+
+        Meanwhile what is stored goes on being found; a store that holds vectors of another dimension is emptied first.
+        It returns when the deliveries are due; `drain()` waits for them.
+        """
+        async with self.transaction():
+            if self._embedder is None or self.stored_model != self._embedder.identity:
+                # Vectors of two models cannot be compared, and may not even fit into one table.
+                await self._store.remove(self._scope(), None, None)
+            self.stored_items = 0
+            self.stored_model = self._embedder.identity if self._embedder else None
+            async for page in self.records.pages("document:", size=50):
+                for record in page:
+                    document = record.key.removeprefix("document:")
+                    await self._add_passages(document, record.data["text"], record.data["metadata"])
+            self._bound().absorb_again(keep_fields=True)
+
+    async def _add_passages(self, document: str, text: str, metadata: dict[str, Any]) -> None:
+        split = _splitter(self.document_tokens, self.context.count)
+        items = document_items(document, text, metadata, self.context.now, count=self.context.count, split=split)
+        await self._store.add(self._scope(), await self._entries(items, ()))
+        self.stored_items += len(items)
+        self.stored_model = self._embedder.identity if self._embedder else None
+
+    async def _remove_documents(self, documents: Sequence[str] | None) -> int:
+        ids = documents
+        if ids is None:
+            ids = [record.key.removeprefix("document:") async for page in self.records.pages("document:") for record in page]
+        known = [document for document in ids if await self.records.get(f"document:{document}") is not None]
+        if known:
+            self.stored_items = max(0, self.stored_items - await self._store.remove_documents(self._scope(), known))
+        for document in known:
+            self.records.delete(f"document:{document}")
+        return len(known)
+
+    # -- helpers ---------------------------------------------------------------------------------------------
+
+    @property
+    def _store(self) -> VectorStore:
+        store: VectorStore = _RECORDS if self.vector_store is None else self.vector_store
+        return store
+
+    def _scope(self) -> Scope:
+        context = self.context
+        return Scope(
+            tenant=context.tenant,
+            key=context.scope_key,
+            block=self.name,
+            records=self.records,
+            version=context.state_version,
+            deleted_version=context.deleted_version,
+            erasing=context.erasing,
+        )
+
+
+def _hits(candidates: Candidates, ranking: Ranking, limit: int) -> list[Hit]:
+    best = np.argsort(-ranking.scores, kind="stable")[:limit]
+    return [
+        Hit(
+            candidates.items[index],
+            float(ranking.scores[index]),
+            float(ranking.lexical[index]),
+            None if candidates.dense is None else float(candidates.dense[index]),
+        )
+        for index in best.tolist()
+        if ranking.scores[index] > 0
+    ]
+
+
+def _unit(vector: Any) -> Any:
+    length = float(np.linalg.norm(vector))
+    return vector / length if length else vector
+
+
+def _joined(blocks: Sequence[TextBlock]) -> str:
+    return "\n".join(block.text for block in blocks)
+
+
+def _splitter(tokens: int, count: Callable[[str], int]) -> Callable[[str], list[str]]:
+    def split(text: str) -> list[str]:
+        from semantic_text_splitter import TextSplitter
+
+        # Not trimmed: passages put together are the text.
+        return list(TextSplitter.from_callback(count, tokens, trim=False).chunks(text))
+
+    return split

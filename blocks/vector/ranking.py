@@ -1,0 +1,166 @@
+"""PURE: from what a store counted to one score an item, and whether anything is relevant at all.
+
+The defaults were chosen on LoCoMo dialogues and the Apollo 13 transcript; `benchmarks/recall.py` measures them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memory_engine.blocks.vector.store import Candidates
+
+Scores = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """How items are scored; every number may be changed.
+
+    - `k1`, `b`: BM25's saturation of repeated words and its correction for length (Robertson and Zaragoza, 2009).
+    - `rarity`: exponent of a word's inverse document frequency; above 1, rare words count more than BM25 would have it.
+    - `context`: a word of a neighbour counts as that part of a word of the item itself; entry 0 is for the items next to
+      it, entry 1 for those two away, and so on. In talk, an answer seldom repeats the words of its question.
+    - `lexical`: the share of words in the sum with vectors, from 0 (vectors only) to 1 (words only).
+    - `fusion`: "score" adds both scores, each scaled to 0..1; "rank" adds reciprocal ranks 1 / (`rank_constant` + rank).
+    - `spread`: what each item gives of its final score to the items next to it, as `context`.
+    - `half_life`: days after which an item counts half; None: age does not matter.
+    """
+
+    k1: float = 1.2
+    b: float = 0.75
+    rarity: float = 1.25
+    context: tuple[float, ...] = (0.5, 0.3, 0.15)
+    lexical: float = 0.5
+    fusion: Literal["score", "rank"] = "score"
+    rank_constant: float = 10.0
+    spread: tuple[float, ...] = ()
+    half_life: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """When a query is about nothing that is remembered; then nothing is shown.
+
+    With words alone the best item, its neighbours included, must hold at least two of the query's words that carry `pair`
+    of the rarity of all its words, or one word that carries `single`. With vectors, `weak` similarity must agree with the
+    words, or `strong` similarity stands alone; similarity is measured from the mean of all items (0) to 1, because some
+    models find everything alike. Calibrated on questions about things that nobody had spoken of.
+    """
+
+    pair: float = 0.18
+    single: float = 0.5
+    weak: float = 0.2
+    strong: float = 0.4
+
+
+NO_FLOOR = Floor(pair=0.0, single=0.0, weak=-1.0, strong=-1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """`scores` are parallel to the candidates, 0 and more; `relevant` is False when the query is about none of them."""
+
+    scores: Scores
+    lexical: Scores
+    relevant: bool
+
+
+def rank(
+    candidates: Candidates, query_weights: Sequence[float], ages: Scores | None, weights: Weights, floor: Floor
+) -> Ranking:
+    """Score candidates; `query_weights` are those of the probe's words, `ages` the items' ages in days."""
+    if not candidates.items:
+        return Ranking(np.zeros(0), np.zeros(0), relevant=False)
+    nearby = _Neighbours(candidates.follows)
+    lexical, coverage = _lexical(candidates, np.asarray(query_weights, dtype=np.float64), weights, nearby)
+    dense = None if candidates.dense is None else candidates.dense.astype(np.float64)
+    relevant = _is_relevant(candidates, coverage, dense, floor)
+    scores = lexical if dense is None else _fused(lexical, dense, weights)
+    scores = nearby.spread(scores, weights.spread)
+    if weights.half_life is not None and ages is not None:
+        scores = scores * 0.5 ** (np.maximum(ages, 0.0) / weights.half_life)
+    return Ranking(scores, lexical, relevant)
+
+
+@dataclass(frozen=True, slots=True)
+class _Coverage:
+    """Of the best windows: the share of the query's rarity they hold, with any number of its words and with two or more."""
+
+    single: float
+    pair: float
+
+
+class _Neighbours:
+    """Hands values from items to those around them, never across the border of a conversation."""
+
+    def __init__(self, follows: NDArray[np.bool_]) -> None:
+        run = np.cumsum(~follows)
+        self._same = [run[distance:] == run[:-distance] for distance in range(1, 9)]
+
+    def spread(self, values: Scores, weights: Sequence[float]) -> Scores:
+        """`values` plus what each item gets from those at distance 1, 2 …; rows are items."""
+        result = values.copy()
+        for distance, weight in enumerate(weights, start=1):
+            if not weight or len(values) <= distance:
+                continue
+            same = self._same[distance - 1]
+            same = same if values.ndim == 1 else same[:, None]
+            result[distance:] += weight * values[:-distance] * same
+            result[:-distance] += weight * values[distance:] * same
+        return result
+
+
+def _lexical(candidates: Candidates, query: Scores, weights: Weights, nearby: _Neighbours) -> tuple[Scores, _Coverage]:
+    if not len(query):
+        return np.zeros(len(candidates.items)), _Coverage(0.0, 0.0)
+    total = max(candidates.total, len(candidates.items))
+    rarity = np.log1p((total - candidates.frequency + 0.5) / (candidates.frequency + 0.5))
+    counts = nearby.spread(candidates.counts.astype(np.float64), weights.context)
+    lengths = nearby.spread(candidates.lengths.astype(np.float64), weights.context)
+    average = lengths.mean() if len(lengths) >= total else candidates.average_length * (1 + 2 * sum(weights.context))
+    saturation = weights.k1 * (1 - weights.b + weights.b * lengths / max(average, 1e-9))
+    terms = counts * (weights.k1 + 1) / (counts + saturation[:, None])
+    held = np.minimum(counts, 1.0) * rarity
+    shares = held.sum(axis=1) / max(float(rarity.sum()), 1e-9)
+    several = (counts >= _NOTED).sum(axis=1) >= _SEVERAL
+    coverage = _Coverage(float(shares.max()), float(shares[several].max()) if several.any() else 0.0)
+    return terms @ (query * rarity**weights.rarity), coverage
+
+
+_NOTED = 0.3
+"""A word that only stands three items away does not make a window one that holds two words of the query."""
+_SEVERAL = 2
+
+
+def _is_relevant(candidates: Candidates, coverage: _Coverage, dense: Scores | None, floor: Floor) -> bool:
+    words = coverage.single >= floor.single or coverage.pair >= floor.pair
+    if dense is None:
+        return words
+    # Of a part of the scope only the best are known: the least similar of them stands for what is usual.
+    usual = float(dense.mean()) if len(candidates.items) >= candidates.total else float(dense.min())
+    similarity = (float(dense.max()) - usual) / max(1.0 - usual, 1e-9)
+    return (words and similarity >= floor.weak) or similarity >= floor.strong
+
+
+def _fused(lexical: Scores, dense: Scores, weights: Weights) -> Scores:
+    scale = _reciprocal_ranks if weights.fusion == "rank" else _scaled
+    share = min(max(weights.lexical, 0.0), 1.0)
+    return share * scale(lexical, weights.rank_constant) + (1 - share) * scale(dense, weights.rank_constant)
+
+
+def _scaled(values: Scores, _: float) -> Scores:
+    low, high = float(values.min()), float(values.max())
+    return (values - low) / (high - low) if high > low else np.zeros_like(values)
+
+
+def _reciprocal_ranks(values: Scores, constant: float) -> Scores:
+    ranks = np.empty(len(values))
+    ranks[np.argsort(-values, kind="stable")] = np.arange(1, len(values) + 1)
+    scores = 1.0 / (constant + ranks)
+    # What has no word in common is not ranked among those that have.
+    return np.where(values > values.min(), scores, 0.0)

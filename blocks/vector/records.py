@@ -1,0 +1,404 @@
+"""The default vector store: items as records in the engine's own database, searched exactly with numpy.
+
+What is stored is committed in the transaction that moves the cursor, so that no item is doubled or missing whatever happens.
+For searching, each process keeps the indexes of the scopes it asked last; the versions of records and scopes tell it what
+changed since, in this process or another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+import threading
+from array import array
+from collections import OrderedDict, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import lru_cache
+from hashlib import blake2b
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memory_engine.block import Erased, Record
+from memory_engine.blocks.vector.store import Candidates, Entry, Item, Probe, Scope, Vector
+from memory_engine.errors import BlockError
+
+_PREFIX = "item:"
+_PAGE = 250
+"""Records read at once: few enough that turning them into objects does not hold up the event loop."""
+_LONGEST_STEP = 256
+"""A step begins at most so many messages before its last one."""
+_HEAD = struct.Struct("<BHH")
+_FORMAT = 1
+_FAR_PAST = datetime.min.replace(tzinfo=UTC)
+
+
+class RecordsVectorStore:
+    """Items as the records of their block, in the database of the memory itself; nothing to set up.
+
+    `cache_bytes` bounds what one process keeps of the scopes it searched last (about 0.4 kB for an item without a vector,
+    plus its text, plus 4 bytes for each number of its vector).
+    """
+
+    def __init__(self, *, cache_bytes: int = 256_000_000) -> None:
+        self._cache_bytes = cache_bytes
+        # One store object may serve engines on several databases, whose scopes may have the same keys.
+        self._caches: WeakKeyDictionary[object, _Cache] = WeakKeyDictionary()
+
+    def __repr__(self) -> str:
+        return "RecordsVectorStore()"
+
+    async def add(self, scope: Scope, entries: Sequence[Entry]) -> None:
+        """Write entries as records of this transaction. Raises `BlockError` for vectors of several dimensions."""
+        dimensions = {len(entry.vector) for entry in entries if entry.vector is not None}
+        if dimensions:
+            dimensions |= await self._dimensions(scope)
+        if len(dimensions) > 1:
+            raise BlockError(
+                f"Block {scope.block!r} has vectors of dimension {min(dimensions)} and {max(dimensions)}. After a change of "
+                "the embedding model call `rebuild()` on the bound block."
+            )
+        for entry in entries:
+            item = entry.item
+            scope.records.put(
+                _PREFIX + item.key,
+                _data_of(item),
+                blob=_pack(entry.words, entry.vector),
+                seq=item.seq,
+                session_uid=item.session_uid,
+                shared=item.session_uid is None,
+            )
+
+    async def search(self, scope: Scope, probe: Probe, *, limit: int) -> Candidates:
+        """Every item of the scope, scored exactly; `limit` is not needed."""
+        index = await self._index(scope)
+        return await asyncio.to_thread(index.search, probe, scope.erasing)
+
+    async def items(self, scope: Scope, session_uid: str, from_seq: int, to_seq: int) -> Sequence[Item]:
+        """The items that contain one of these messages, in order."""
+        prefix = f"{_PREFIX}{session_uid}:"
+        after = f"{prefix}{max(0, from_seq - _LONGEST_STEP):016d}"
+        found: list[Item] = []
+        while page := await scope.records.list(prefix, after_key=after, limit=_PAGE):
+            after = page[-1].key
+            items = [_item_of(record) for record in page]
+            found += [item for item in items if _overlaps(item, from_seq, to_seq)]
+            if (items[-1].seq or 0) > to_seq:
+                break
+        return found
+
+    async def remove(self, scope: Scope, session_uid: str | None, seqs: Sequence[int] | None) -> None:
+        """Delete the records of these items."""
+        if session_uid is not None and seqs is not None:
+            erased = sorted(set(seqs))
+            for start in range(0, len(erased), _PAGE):
+                some = erased[start : start + _PAGE]
+                for item in await self.items(scope, session_uid, some[0], some[-1]):
+                    if any(_overlaps(item, seq, seq) for seq in some):
+                        scope.records.delete(_PREFIX + item.key)
+            return
+        prefix = _PREFIX if session_uid is None else f"{_PREFIX}{session_uid}:"
+        async for page in scope.records.pages(prefix, size=_PAGE):
+            for record in page:
+                scope.records.delete(record.key)
+
+    async def remove_documents(self, scope: Scope, documents: Sequence[str] | None) -> int:
+        """Delete the records of these documents' passages."""
+        removed = 0
+        for prefix in [""] if documents is None else [f"{document}:" for document in documents]:
+            async for page in scope.records.pages(f"{_PREFIX}document:{prefix}", size=_PAGE):
+                for record in page:
+                    scope.records.delete(record.key)
+                    removed += 1
+        return removed
+
+    async def count(self, scope: Scope) -> int:
+        """How many items the scope holds, by its index."""
+        if scope.records.written:
+            return sum([len(page) async for page in scope.records.pages(_PREFIX, size=_PAGE)])
+        return len(await self._index(scope))
+
+    # -- indexes ---------------------------------------------------------------------------------------------
+
+    async def _dimensions(self, scope: Scope) -> set[int]:
+        """The dimension of what is stored, by any item of it that is not being replaced."""
+        for record in await scope.records.list(_PREFIX, limit=1):
+            dimension = _HEAD.unpack_from(record.blob or _NO_BLOB)[2]
+            if dimension:
+                return {dimension}
+        return set()
+
+    async def _index(self, scope: Scope) -> _Index:
+        cache = self._caches.setdefault(scope.records.database, _Cache(self._cache_bytes))
+        index = cache.get((scope.key, scope.block))
+        if index is None or scope.deleted_version > index.version:
+            index = _Index()
+        if scope.version > index.version:
+            since = index.version or None
+            after: str | None = None
+            pages: list[Record] = []
+            while page := await scope.records.list(_PREFIX, changed_since=since, after_key=after, limit=_PAGE):
+                after = page[-1].key
+                pages += page
+                if len(page) < _PAGE:
+                    break
+            await asyncio.to_thread(index.apply, pages, scope.version)
+        cache.keep((scope.key, scope.block), index)
+        return index
+
+
+class _Cache:
+    """The indexes of one database that were used last, up to a number of bytes."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._indexes: OrderedDict[tuple[str, str], _Index] = OrderedDict()
+
+    def get(self, pair: tuple[str, str]) -> _Index | None:
+        return self._indexes.get(pair)
+
+    def keep(self, pair: tuple[str, str], index: _Index) -> None:
+        current = self._indexes.get(pair)
+        if current is None or current.version <= index.version:
+            self._indexes[pair] = index
+        self._indexes.move_to_end(pair)
+        total = sum(kept.bytes for kept in self._indexes.values())
+        while total > self._limit and self._indexes:
+            _, dropped = self._indexes.popitem(last=False)
+            total -= dropped.bytes
+
+
+class _Index:
+    """The items of one scope in memory: postings, lengths and vectors, by row; a replaced item gets a new row."""
+
+    def __init__(self) -> None:
+        self.version = 0
+        self.bytes = 0
+        self._lock = threading.Lock()
+        self._items: list[Item] = []
+        self._row_of: dict[str, int] = {}
+        self._dead = bytearray()
+        self._lengths = array("f")
+        self._postings: dict[int, tuple[array[int], array[float]]] = defaultdict(lambda: (array("I"), array("f")))
+        self._vectors: NDArray[np.float32] | None = None
+        self._with_vectors = 0
+        self._arranged: _Arranged | None = None
+
+    def __len__(self) -> int:
+        return len(self._row_of)
+
+    def apply(self, records: Sequence[Record], version: int) -> None:
+        """Take records in. Taking one in twice is harmless, so that two readers may bring the same ones."""
+        with self._lock:
+            for record in records:
+                if record.version > self.version or not self.version:
+                    self._take(record)
+            self.version = max(self.version, version)
+
+    def _take(self, record: Record) -> None:
+        item = _item_of(record)
+        words, counts, vector = _unpack(record.blob or _NO_BLOB)
+        row = len(self._items)
+        before = self._row_of.get(item.key)
+        if before is not None:
+            self._dead[before] = 1
+        self._row_of[item.key] = row
+        self._items.append(item)
+        self._dead.append(0)
+        self._lengths.append(float(counts.sum()))
+        for word, number in zip(words.tolist(), counts.tolist(), strict=True):
+            rows, numbers = self._postings[word]
+            rows.append(row)
+            numbers.append(number)
+        self._keep_vector(row, vector)
+        self._arranged = None
+        self.bytes += 400 + 2 * len(item.text) + 8 * len(words) + 4 * len(vector)
+
+    def _keep_vector(self, row: int, vector: NDArray[np.float32]) -> None:
+        if not len(vector):
+            return
+        if self._vectors is None or self._vectors.shape[1] != len(vector):
+            # Another dimension is another model: what older vectors said cannot be compared with it.
+            self._vectors = np.zeros((max(64, row + 1), len(vector)), dtype=np.float32)
+            self._with_vectors = 0
+        if row >= len(self._vectors):
+            grown = np.zeros((max(2 * len(self._vectors), row + 1), len(vector)), dtype=np.float32)
+            grown[: len(self._vectors)] = self._vectors
+            self._vectors = grown
+        self._vectors[row] = vector
+        self._with_vectors += 1
+
+    def search(self, probe: Probe, erasing: tuple[Erased, ...]) -> Candidates:
+        """Everything there is, with what it is scored by."""
+        with self._lock:
+            if self._arranged is None:
+                self._arranged = _Arranged(self._items, self._dead, self._lengths)
+            arranged = self._arranged
+            size = len(arranged.items)
+            counts = np.zeros((size, len(probe.words)), dtype=np.float32)
+            for column, word in enumerate(probe.words):
+                if (posting := self._postings.get(_hash(word))) is not None:
+                    # Copies: an array that numpy looks into cannot grow.
+                    rows, numbers = np.array(posting[0], dtype=np.int64), np.array(posting[1], dtype=np.float32)
+                    places = arranged.place_of[rows]
+                    alive = places >= 0
+                    counts[places[alive], column] = numbers[alive]
+            dense = self._similar(probe.vector, arranged)
+        found = Candidates(
+            items=arranged.items,
+            counts=counts,
+            lengths=arranged.lengths,
+            frequency=np.count_nonzero(counts, axis=0).astype(np.float32),
+            average_length=float(arranged.lengths.mean()) if size else 0.0,
+            dense=dense,
+            follows=arranged.follows,
+            total=size,
+        )
+        return _without(found, erasing) if erasing else found
+
+    def _similar(self, vector: Vector | None, arranged: _Arranged) -> NDArray[np.float32] | None:
+        if vector is None or self._vectors is None or not self._with_vectors:
+            return None
+        wanted = np.asarray(vector, dtype=np.float32)
+        if len(wanted) != self._vectors.shape[1]:
+            raise BlockError(
+                f"The query has a vector of dimension {len(wanted)}, the items have {self._vectors.shape[1]}. After a change "
+                "of the embedding model call `rebuild()` on the bound block."
+            )
+        known = self._vectors[: len(self._items)]
+        scores = known @ wanted
+        if len(scores) < len(self._items):
+            # The newest items have no vector, so that the table was not lengthened for them.
+            scores = np.concatenate([scores, np.zeros(len(self._items) - len(scores), dtype=np.float32)])
+        similar: NDArray[np.float32] = scores[arranged.rows]
+        return similar
+
+
+class _Arranged:
+    """The rows of an index in the order of their conversations."""
+
+    def __init__(self, items: list[Item], dead: bytearray, lengths: array[float]) -> None:
+        alive = [row for row in range(len(items)) if not dead[row]]
+        started: dict[str | None, datetime] = {}
+        for row in alive:
+            item = items[row]
+            at = item.at or _FAR_PAST
+            if item.session_uid not in started or at < started[item.session_uid]:
+                started[item.session_uid] = at
+
+        def place(row: int) -> tuple[Any, ...]:
+            item = items[row]
+            if item.kind == "document":
+                return (0, _FAR_PAST, item.document, 0, item.part)
+            return (1, started[item.session_uid], item.session_uid, item.seq, item.part)
+
+        alive.sort(key=place)
+        self.rows = np.array(alive, dtype=np.int64)
+        self.items = [items[row] for row in alive]
+        self.lengths = np.array(lengths, dtype=np.float32)[self.rows]
+        self.place_of = np.full(len(items), -1, dtype=np.int64)
+        self.place_of[self.rows] = np.arange(len(alive))
+        self.follows = np.array(
+            [
+                index > 0
+                and (item.session_uid, item.document) == (self.items[index - 1].session_uid, self.items[index - 1].document)
+                for index, item in enumerate(self.items)
+            ],
+            dtype=np.bool_,
+        )
+
+
+def _without(found: Candidates, erasing: tuple[Erased, ...]) -> Candidates:
+    keep = np.array([not _is_erased(item, erasing) for item in found.items], dtype=np.bool_)
+    return replace(
+        found,
+        items=[item for item, kept in zip(found.items, keep.tolist(), strict=True) if kept],
+        counts=found.counts[keep],
+        lengths=found.lengths[keep],
+        dense=None if found.dense is None else found.dense[keep],
+        follows=found.follows[keep],
+    )
+
+
+def _is_erased(item: Item, erasing: tuple[Erased, ...]) -> bool:
+    if item.seq is None or item.last_seq is None:
+        return any(erased.session_uid is None for erased in erasing)
+    return any(erased.covers(item.session_uid, seq) for erased in erasing for seq in range(item.seq, item.last_seq + 1))
+
+
+def _overlaps(item: Item, from_seq: int, to_seq: int) -> bool:
+    if item.seq is None or item.last_seq is None:
+        return False
+    return item.seq <= to_seq and item.last_seq >= from_seq
+
+
+# -- items and records ---------------------------------------------------------------------------------------------
+
+
+def _data_of(item: Item) -> dict[str, Any]:
+    data: dict[str, Any] = {"text": item.text, "role": item.role, "tokens": item.tokens}
+    optional = {
+        "kind": None if item.kind == "message" else item.kind,
+        "name": item.name,
+        "at": item.at.isoformat() if item.at else None,
+        "session_id": item.session_id,
+        "last_seq": item.last_seq,
+        "part": item.part or None,
+        "document": item.document,
+        "metadata": dict(item.metadata) or None,
+    }
+    return data | {name: value for name, value in optional.items() if value is not None}
+
+
+def _item_of(record: Record) -> Item:
+    data: Mapping[str, Any] = record.data
+    document = data.get("document")
+    at = data.get("at")
+    return Item(
+        key=record.key.removeprefix(_PREFIX),
+        text=data["text"],
+        kind=data.get("kind", "message"),
+        role=data["role"],
+        name=data.get("name"),
+        at=None if at is None else datetime.fromisoformat(at),
+        session_uid=None if document is not None else record.session_uid,
+        session_id=data.get("session_id"),
+        seq=record.seq,
+        last_seq=data.get("last_seq"),
+        part=data.get("part", 0),
+        tokens=data["tokens"],
+        document=document,
+        metadata=data.get("metadata", {}),
+    )
+
+
+@lru_cache(maxsize=65_536)
+def _hash(word: str) -> int:
+    """A word as 32 bits: among the words of one scope, two that share a number are too rare to matter."""
+    return int.from_bytes(blake2b(word.encode("utf-8", "surrogatepass"), digest_size=4).digest(), "little")
+
+
+def _pack(words: Mapping[str, int], vector: Vector | None) -> bytes:
+    """Format, number of words, dimension; the words as 32-bit hashes, their counts, the vector in half precision."""
+    hashes = np.fromiter((_hash(word) for word in words), dtype="<u4", count=len(words))[:65_535]
+    counts = np.minimum(np.fromiter(words.values(), dtype=np.int64, count=len(words)), 65_535).astype("<u2")[:65_535]
+    numbers = np.asarray([] if vector is None else vector, dtype="<f2")
+    return _HEAD.pack(_FORMAT, len(hashes), len(numbers)) + hashes.tobytes() + counts.tobytes() + numbers.tobytes()
+
+
+_NO_BLOB = _HEAD.pack(_FORMAT, 0, 0)
+
+
+def _unpack(blob: bytes) -> tuple[NDArray[np.uint32], NDArray[np.uint16], NDArray[np.float32]]:
+    form, words, dimension = _HEAD.unpack_from(blob)
+    if form != _FORMAT:
+        raise BlockError(f"An item was stored in format {form} of a newer version; update this package.")
+    start = _HEAD.size
+    hashes = np.frombuffer(blob, dtype="<u4", count=words, offset=start)
+    counts = np.frombuffer(blob, dtype="<u2", count=words, offset=start + 4 * words)
+    vector = np.frombuffer(blob, dtype="<f2", count=dimension, offset=start + 6 * words)
+    return hashes, counts, vector.astype(np.float32)

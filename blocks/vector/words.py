@@ -1,0 +1,149 @@
+"""Texts to the words they are found by: Unicode segmentation, folding, stemming; no network, no model.
+
+Words are runs of letters and digits. Scripts that are written without spaces have no such runs: Chinese, Japanese and
+Korean text is cut into overlapping pairs of characters, as Lucene's CJKAnalyzer does, Thai, Lao, Khmer and Burmese into
+overlapping threes.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Any, Final
+
+import regex
+
+from memory_engine.errors import BlockDefinitionError
+
+_RUN = regex.compile(
+    r"(?P<cjk>[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}\u30fc\u3005]+)"
+    r"|(?P<sea>[\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]+)"
+    r"|(?P<word>(?:(?![\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}])[\p{L}\p{M}\p{N}_])+)"
+)
+_ACCENTS = regex.compile(r"(?<=\p{Latin})\p{Mn}+")
+_LONGEST: Final = 64
+"""Characters of a word that are looked at: what is longer is data, not language."""
+_LONGEST_TEXT: Final = 200_000
+"""Characters of a text that are looked at; items are passages far shorter than that."""
+
+_CODES: Final = {
+    "ar": "arabic", "hy": "armenian", "eu": "basque", "ca": "catalan", "da": "danish", "nl": "dutch", "en": "english",
+    "fi": "finnish", "fr": "french", "de": "german", "el": "greek", "hi": "hindi", "hu": "hungarian", "id": "indonesian",
+    "ga": "irish", "it": "italian", "lt": "lithuanian", "ne": "nepali", "no": "norwegian", "pt": "portuguese",
+    "ro": "romanian", "ru": "russian", "sr": "serbian", "es": "spanish", "sv": "swedish", "ta": "tamil", "tr": "turkish",
+    "yi": "yiddish",
+}  # fmt: skip
+
+# Words that carry grammar rather than meaning, by their frequency in running text. They stay in the index and are only
+# left out of queries, where "what did you do with the" would otherwise outweigh the one word that matters.
+_FUNCTION_WORDS: Final = {
+    "english": """
+        a about above after again all also am an and any are as at be because been before being below between both but
+        by can could d did do does doing done down during each few for from further had has have having he her here
+        hers him his how i if in into is it its just ll m may me might more most must my no nor not of off on once
+        only or other our ours out over own re s same shall she should so some such t than that the their theirs them
+        then there these they this those through to too under until up us ve very was we were what when where which
+        while who whom whose why will with would you your yours
+    """,
+    "german": """
+        aber als am an auch auf aus bei bin bis bist da damit dann das dass dem den der des die dies diese dieser dir
+        doch du durch ein eine einem einen einer eines er es euch für hab habe haben hast hat hatte hatten ich ihm ihn
+        ihr ihre im in ins ist ja kann kein keine können man mein meine mich mir mit muss nach nicht noch nun nur ob
+        oder ohne sein seine sich sie sind so über um und uns unser unter vom von vor war waren was weil welche
+        welcher welches wem wen wenn wer werden wie wieder wir wird wo woher wohin warum wann worden wurde würde zu
+        zum zur
+    """,
+    "french": """
+        à ai au aux avec c ce ces cette comme d dans de des du elle elles en est et eu fait il ils j je l la le les
+        leur lui m ma mais me mes moi mon n ne nos notre nous on ont ou où par pas pour qu que quel quelle quelles
+        quels qui quand comment pourquoi s sa se ses si son sont sur t ta te tes toi ton tu un une vos votre vous y
+        été était
+    """,
+    "spanish": """
+        a al cómo como con cuál cuándo de del dónde donde e el él ella ellas ellos en era es esa ese eso esta está
+        este esto fue ha han has hay he la las le les lo los me mi mis muy nos o para pero por porqué porque qué que
+        quién quien se ser si sí sin sobre son su sus te ti tu tus un una uno y ya yo
+    """,
+    "italian": """
+        a ai al alla anche c che chi ci come con cosa da dal dalla dei del della delle di do dove e è era gli ha hai
+        ho i il in io l la le lei lo loro lui ma mi mia mio ne nel nella no noi non o per perché più quale quali
+        quando quanto questa questo se sei si sono su sua suo ti tra tu tua tuo un una uno vi
+    """,
+    "portuguese": """
+        a à ao aos as às com como da das de dela dele do dos e é ela elas ele eles em era essa esse esta está este eu
+        foi há já lhe mais mas me meu minha muito na não nas no nos o onde os ou para pela pelo por porque porquê
+        quais qual quando que quê quem se sem ser seu seus são sua suas também te tem teu tua um uma você
+    """,
+    "dutch": """
+        aan al als bij dan dat de der deze die dit doen door een en er had hadden heb hebben heeft hem het hij hoe ik
+        in is je kan me meer men met mij mijn naar niet nog of om ons ook op over te tot u uit van voor waar waarom
+        want waren was wat we welke wel wie wij worden wordt zal ze zich zij zijn zo zou
+    """,
+}
+
+
+class Words:
+    """Cuts texts of one language (a name such as "german" or its code "de") into stems.
+
+    Text in other languages is found as well, by its words as they are written, roughly cut by the wrong stemmer.
+    `function_words` replaces the list of words that queries leave out.
+
+    :raises BlockDefinitionError: there is no stemmer for the language; use "none" to leave words as they are.
+    """
+
+    def __init__(self, language: str = "english", function_words: Iterable[str] | None = None) -> None:
+        self.language = _CODES.get(language.lower(), language.lower())
+        self._stemmer = _stemmer(self.language)
+        given = _FUNCTION_WORDS.get(self.language, "").split() if function_words is None else function_words
+        self._function_words = frozenset(_fold(word) for word in given)
+
+    def count(self, text: str) -> Counter[str]:
+        """The stems of a text, each with how often it occurs."""
+        return Counter(self._stems(_split(text)))
+
+    def content(self, text: str) -> Counter[str]:
+        """The same without function words: what a question is about. Empty when it is about nothing."""
+        return Counter(self._stems([word for word in _split(text) if word not in self._function_words]))
+
+    def _stems(self, words: list[str]) -> list[str]:
+        stems = words if self._stemmer is None else self._stemmer.stemWords(words)
+        return [stem if stem.isascii() else _plain(stem) for stem in stems]
+
+
+def _stemmer(language: str) -> Any:
+    if language == "none":
+        return None
+    import Stemmer
+
+    try:
+        return Stemmer.Stemmer(language)
+    except KeyError:
+        known = ", ".join(sorted(set(Stemmer.algorithms()) - {"porter", "dutch_porter", "lovins"}))
+        raise BlockDefinitionError(
+            f'There is no stemmer for the language {language!r}. Use one of {known}; or "none" to leave words as they are.'
+        ) from None
+
+
+@lru_cache(maxsize=4096)
+def _fold(word: str) -> str:
+    return unicodedata.normalize("NFKC", word).casefold()
+
+
+@lru_cache(maxsize=16_384)
+def _plain(stem: str) -> str:
+    """Without accents on Latin letters, which people leave out when they ask."""
+    return unicodedata.normalize("NFC", _ACCENTS.sub("", unicodedata.normalize("NFD", stem)))
+
+
+def _split(text: str) -> list[str]:
+    words: list[str] = []
+    for match in _RUN.finditer(unicodedata.normalize("NFKC", text[:_LONGEST_TEXT]).casefold()):
+        run = match.group()
+        if match.lastgroup == "word":
+            words.append(run[:_LONGEST])
+        else:
+            size = 2 if match.lastgroup == "cjk" else 3
+            words.extend(run[start : start + size] for start in range(max(1, len(run) - size + 1)))
+    return words
