@@ -50,10 +50,10 @@ class LlamaIndex(System):
         await self._end()
         store = _llama_store()
         tuned = self._tuned
-        self._block = block = self._memory_module.VectorMemoryBlock(
+        block_class = self._memory_module.VectorMemoryBlock
+        self._block = block = (_question_only(block_class) if tuned else block_class)(
             vector_store=store,
             embed_model=self._embed_model,
-            **({"retrieval_context_window": 1} if tuned else {}),
         )
         self._memory = self._memory_module.Memory.from_defaults(
             session_id=SESSION,
@@ -98,6 +98,16 @@ def results_for(budget: int, ratio: float, sizes: Sequence[int]) -> int:
     """How many results of the average size the room beside the history holds, with a margin."""
     average = sum(sizes) / max(1, len(sizes))
     return max(1, int(MARGIN * budget * (1 - ratio) / max(1.0, average)))
+
+
+def _question_only(base: Any) -> Any:
+    class QuestionOnly(base):  # type: ignore[misc, valid-type]
+        """Searches with the last message, the question: with `retrieval_context_window=1` it would take all of them."""
+
+        async def _aget(self, messages: Any = None, **block_kwargs: Any) -> str:
+            return str(await super()._aget(messages[-1:] if messages else messages, **block_kwargs))
+
+    return QuestionOnly
 
 
 def _llama_embedding(embedding: Embedding) -> Any:

@@ -19,9 +19,18 @@ from memory_engine import BaseMemoryBlock, BlockUnavailableError, ChatMessage, C
 from memory_engine.blocks.embedders.protocol import CachedEmbedder, as_embedder
 from memory_engine.blocks.vector.ranking import NO_FLOOR, Floor, Ranking, Weights, rank
 from memory_engine.blocks.vector.records import RecordsVectorStore
-from memory_engine.blocks.vector.selection import Costs, choose
+from memory_engine.blocks.vector.selection import Costs, Filling
 from memory_engine.blocks.vector.store import Candidates, Entry, Item, Probe, Scope, VectorStore
-from memory_engine.blocks.vector.transcript import Layout, blocks_of, document_items, message_items, speaker, spoken
+from memory_engine.blocks.vector.transcript import (
+    PLAIN,
+    Layout,
+    Line,
+    document_items,
+    lines,
+    message_items,
+    speaker,
+    spoken,
+)
 from memory_engine.blocks.vector.words import Words
 
 log = logging.getLogger("memory_engine.blocks.vector")
@@ -38,6 +47,9 @@ _SMALL = 2_000
 """Up to so many candidates are scored on the event loop, in less time than a thread would take to begin."""
 _WRAPPING = 16
 """Tokens for the tags around a section."""
+_SPARE = 40
+"""Tokens of room that are worth another filling."""
+_FILLINGS = 3
 _FIELDS = {"speaker", "text", "role", "name", "time", "session_id", "metadata"}
 
 
@@ -83,7 +95,7 @@ class VectorMemoryBlock(BaseMemoryBlock[list[ContentBlock]]):
     """At most so many items; None: as many as the room holds."""
     retrieval_context_window: int = Field(default=5, gt=0)
     """When `get` has no query, the last so many messages of user and assistant are the query, the newest counting most."""
-    format_template: str = "{speaker}: {text}"
+    format_template: str = PLAIN
     """How an item is written, with the fields speaker, text, role, name, time, session_id and metadata."""
     time_format: str = "[%Y-%m-%d %H:%M]"
     """A strftime format, written above the items of one time; "" for none."""
@@ -95,7 +107,7 @@ class VectorMemoryBlock(BaseMemoryBlock[list[ContentBlock]]):
     """How scores are made; see `Weights`."""
     floor: Floor | None = Floor()
     """When nothing is shown at all; None: never."""
-    least_score: float = Field(default=0.05, ge=0, le=1)
+    least_score: float = Field(default=0.02, ge=0, le=1)
     """Items below this part of the best score are left out however much room there is."""
     preceding: int = Field(default=2, ge=0, le=8)
     """So many messages before an item are embedded with it, so that "yes, on Friday" is found by what it answers."""
@@ -116,6 +128,8 @@ class VectorMemoryBlock(BaseMemoryBlock[list[ContentBlock]]):
     _embedder: CachedEmbedder | None = PrivateAttr(default=None)
     _words: Words | None = PrivateAttr(default=None)
     _shown: tuple[tuple[Item, float], ...] = PrivateAttr(default=())
+    _lines: Sequence[Line] = PrivateAttr(default=())
+    _tokens: int = PrivateAttr(default=0)
 
     @field_validator("vector_store")
     @classmethod
@@ -230,31 +244,15 @@ class VectorMemoryBlock(BaseMemoryBlock[list[ContentBlock]]):
             return []
         candidates, scores = await self._postprocessed(query, candidates, ranking)
         scores = self._without_shown(candidates.items, scores)
-        layout = self._layout()
-        chosen = choose(
-            candidates.items,
-            scores,
-            budget=self._room(),
-            limit=self.similarity_top_k,
-            least=self.least_score,
-            layout=layout,
-            costs=self._costs(layout),
-        )
-        # In the order of the conversation; when the estimate was short of what the text costs, the last chosen go.
-        worth = {index: float(len(chosen) - place) for place, index in enumerate(chosen)}
-        self._shown = tuple((candidates.items[index], worth[index]) for index in sorted(chosen))
-        excess = self.context.count(_joined(blocks_of(self._shown, layout))) - self._room()
-        if excess > 0:
-            self._drop(layout, excess)
-        return list(blocks_of(self._shown, layout))
+        self._fill(candidates.items, scores)
+        return self._section()
 
     async def atruncate(self, content: list[ContentBlock], tokens_to_truncate: int) -> list[ContentBlock] | None:
         """Without the items of least worth, as few as possible."""
-        layout = self._layout()
-        if list(content) != list(blocks_of(self._shown, layout)):
+        if content != self._section():
             return await super().atruncate(content, tokens_to_truncate)
-        self._drop(layout, tokens_to_truncate)
-        return list(blocks_of(self._shown, layout)) or None
+        self._drop(tokens_to_truncate)
+        return self._section() or None
 
     async def search(self, query: str, *, limit: int = 10) -> list[Hit]:
         """The best hits for a question, best first, whatever the floor says; for looking, tools and tests."""
@@ -377,24 +375,47 @@ class VectorMemoryBlock(BaseMemoryBlock[list[ContentBlock]]):
             header=lambda item: 0 if item.at is None or item.kind == "document" else header,
         )
 
-    def _drop(self, layout: Layout, tokens: int) -> None:
-        """Leave out the items of least worth until the text costs that many tokens less."""
-        count = self.context.count
-        kept = sorted(self._shown, key=lambda pair: -pair[1])
-        goal = count(_joined(blocks_of(self._shown, layout))) - tokens
+    def _fill(self, items: Sequence[Item], scores: Any) -> None:
+        """Choose what to show. The cost of each item alone is an estimate; the text as a whole is counted."""
+        layout, room = self._layout(), self._room()
+        costs = self._costs(layout)
+        filling = Filling(items, scores, limit=self.similarity_top_k, least=self.least_score, layout=layout, costs=costs)
+        spare = room
+        for _ in range(_FILLINGS):
+            before = len(filling.chosen)
+            filling.extend(spare)
+            if len(filling.chosen) == before:
+                break
+            # In the order of the conversation; the first chosen are worth most.
+            worths = {index: float(-place) for place, index in enumerate(filling.chosen)}
+            self._show([(items[index], worths[index]) for index in sorted(filling.chosen)])
+            spare = room - self._tokens
+            if filling.exhausted or spare < _SPARE + room // 50:
+                break
+        if self._tokens > room:
+            self._drop(self._tokens - room)
 
-        def shown(size: int) -> tuple[tuple[Item, float], ...]:
-            least = kept[size - 1][1] if size else float("inf")
-            return tuple(pair for pair in self._shown if pair[1] >= least)
+    def _show(self, shown: Sequence[tuple[Item, float]]) -> None:
+        self._shown = tuple(shown)
+        self._lines = lines(self._shown, self._layout())
+        self._tokens = self.context.count("\n".join([line.text for line in self._lines]))
 
-        low, high = 0, len(kept)
-        while low < high:
-            middle = (low + high + 1) // 2
-            if count(_joined(blocks_of(shown(middle), layout))) <= goal:
-                low = middle
+    def _section(self) -> list[ContentBlock]:
+        return [TextBlock(text=line.text, value=line.value, seq=line.seq) for line in self._lines]
+
+    def _drop(self, tokens: int) -> None:
+        """Leave out the items of least worth, as few as it takes for the text to cost that many tokens less."""
+        everything, goal = self._shown, self._tokens - tokens
+        worths = sorted((worth for _, worth in everything), reverse=True)
+        fits, size = 0, len(worths)
+        while fits < size:
+            middle = (fits + size + 1) // 2
+            self._show([pair for pair in everything if pair[1] >= worths[middle - 1]])
+            if self._tokens <= goal:
+                fits = middle
             else:
-                high = middle - 1
-        self._shown = shown(low)
+                size = middle - 1
+        self._show([pair for pair in everything if fits and pair[1] >= worths[fits - 1]])
 
     # -- knowledge -------------------------------------------------------------------------------------------
 
@@ -497,10 +518,6 @@ def _hits(candidates: Candidates, ranking: Ranking, limit: int) -> list[Hit]:
 def _unit(vector: Any) -> Any:
     length = float(np.linalg.norm(vector))
     return vector / length if length else vector
-
-
-def _joined(blocks: Sequence[TextBlock]) -> str:
-    return "\n".join(block.text for block in blocks)
 
 
 def _splitter(tokens: int, count: Callable[[str], int]) -> Callable[[str], list[str]]:

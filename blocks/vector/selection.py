@@ -15,7 +15,7 @@ from memory_engine.blocks.vector.transcript import Layout, speaker
 _FAIR_LENGTH: Final = 200
 """Up to so many tokens, length does not count against an item: evidence in talk is short or long as it happens to be."""
 _MISSES: Final = 32
-"""So many items in a row that do not fit end the search: what comes after them is worth little."""
+"""So many items that do not fit end the search: what comes after them is worth little."""
 
 
 def worth(scores: NDArray[np.float64], tokens: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -32,49 +32,56 @@ class Costs:
     header: Callable[[Item], int]
 
 
-def choose(
-    items: Sequence[Item],
-    scores: NDArray[np.float64],
-    *,
-    budget: float,
-    limit: int | None,
-    least: float,
-    layout: Layout,
-    costs: Costs,
-) -> list[int]:
-    """Indexes of the items to show, the most worth first, at most `limit`, costing about `budget` tokens at most.
+class Filling:
+    """Items chosen for a section, the most worth first, at most `limit`, until they cost about what room there is.
 
     Items that score less than `least` times the best are left out however much room there is, and so are repetitions of
-    what is chosen already. The order does not depend on the budget: a larger one keeps what a smaller one showed, but for
-    items that now fit and take the place of smaller ones after them.
+    what is chosen already. The order does not depend on the room: more of it keeps what less of it showed, but for items
+    that fit now and take the place of smaller ones after them.
     """
-    best = float(scores.max()) if len(scores) else 0.0
-    if best <= 0:
-        return []
-    eligible = np.flatnonzero((scores > 0) & (scores >= least * best))
-    tokens = np.fromiter((items[index].tokens for index in eligible.tolist()), dtype=np.float64, count=len(eligible))
-    order = eligible[np.argsort(-worth(scores[eligible], tokens), kind="stable")]
-    chosen: list[int] = []
-    places: set[tuple[object, ...]] = set()
-    said: set[tuple[str, str]] = set()
-    left, misses = budget, 0
-    for index in order.tolist():
-        item = items[index]
-        words = (speaker(item), " ".join(item.text.split()).casefold())
-        if words in said:
-            continue
-        place = layout.place(item)
-        cost = item.tokens + costs.line(item) + (0 if place in places else costs.header(item))
-        if cost > left:
-            misses += 1
-            if misses >= _MISSES:
-                break
-            continue
-        misses = 0
-        left -= cost
-        chosen.append(index)
-        places.add(place)
-        said.add(words)
-        if limit is not None and len(chosen) >= limit:
-            break
-    return chosen
+
+    def __init__(
+        self,
+        items: Sequence[Item],
+        scores: NDArray[np.float64],
+        *,
+        limit: int | None,
+        least: float,
+        layout: Layout,
+        costs: Costs,
+    ) -> None:
+        self.chosen: list[int] = []
+        self._items, self._layout, self._costs = items, layout, costs
+        self._limit = len(items) if limit is None else limit
+        best = float(scores.max()) if len(scores) else 0.0
+        eligible = np.flatnonzero((scores > 0) & (scores >= least * best))
+        tokens = np.fromiter((items[index].tokens for index in eligible.tolist()), dtype=np.float64, count=len(eligible))
+        # Those that did not fit come last, so that more room meets them first.
+        self._waiting: list[int] = eligible[np.argsort(-worth(scores[eligible], tokens), kind="stable")][::-1].tolist()
+        self._places: set[tuple[object, ...]] = set()
+        self._said: set[tuple[str, str]] = set()
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether more room would not add anything."""
+        return not self._waiting or len(self.chosen) >= self._limit
+
+    def extend(self, room: float) -> None:
+        """Choose further items that cost about `room` tokens together."""
+        missed: list[int] = []
+        while self._waiting and len(self.chosen) < self._limit and len(missed) < _MISSES:
+            index = self._waiting.pop()
+            item = self._items[index]
+            said = (speaker(item), " ".join(item.text.split()).casefold())
+            if said in self._said:
+                continue
+            place = self._layout.place(item)
+            cost = item.tokens + self._costs.line(item) + (0 if place in self._places else self._costs.header(item))
+            if cost > room:
+                missed.append(index)
+                continue
+            room -= cost
+            self.chosen.append(index)
+            self._places.add(place)
+            self._said.add(said)
+        self._waiting.extend(reversed(missed))

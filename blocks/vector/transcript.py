@@ -7,11 +7,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import pairwise
+from typing import Final
 
-from memory_engine import ChatMessage, TextBlock
+from memory_engine import ChatMessage
 from memory_engine.blocks.vector.store import Item
 
 Split = Callable[[str], list[str]]
+
+PLAIN: Final = "{speaker}: {text}"
+"""How an item is written if nobody wants it otherwise."""
 
 
 def message_items(
@@ -153,6 +157,8 @@ class Layout:
         """The line of an item."""
         if item.kind == "document":
             return text
+        if self.line == PLAIN:
+            return f"{item.name or item.role}: {text}"
         return self.line.format(
             speaker=speaker(item),
             text=text,
@@ -164,19 +170,31 @@ class Layout:
         )
 
 
-def blocks_of(items: Sequence[tuple[Item, float]], layout: Layout) -> list[TextBlock]:
-    """Chosen items, in their order, as the text blocks of a section, each with its value and seq."""
-    blocks: list[TextBlock] = []
+@dataclass(frozen=True, slots=True)
+class Line:
+    """What is shown of one message, with what it is worth; the first of a time has the time above it."""
+
+    text: str
+    value: float
+    seq: int | None
+
+
+def lines(items: Sequence[tuple[Item, float]], layout: Layout) -> list[Line]:
+    """Chosen items, in their order, as the lines of a section."""
+    written: list[Line] = []
     place: tuple[object, ...] | None = None
     for run in _runs(items):
-        item = run[0][0]
-        text = layout.written(item, "".join(part.text for part, _ in run))
+        item, value = run[0]
+        text = item.text
+        if len(run) > 1:
+            text, value = "".join([part.text for part, _ in run]), max(value for _, value in run)
+        text = layout.written(item, text)
         here = layout.place(item)
         if here != place and (heading := layout.heading(item)):
             text = f"{heading}\n{text}"
         place = here
-        blocks.append(TextBlock(text=text, value=max(value for _, value in run), seq=item.seq))
-    return blocks
+        written.append(Line(text, value, item.seq))
+    return written
 
 
 def _runs(items: Sequence[tuple[Item, float]]) -> Iterator[list[tuple[Item, float]]]:
