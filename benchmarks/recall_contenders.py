@@ -17,9 +17,9 @@ from benchmarks.recall_data import Conversation, Turn
 from benchmarks.recall_systems import COUNTER, SESSION, Embedding, System, needed
 from memory_engine import ChatMessage
 
-MARGIN = 0.6
-"""How much of the room for recall the tuned contenders aim at: they choose a number of results, and what they find is longer
-than the average."""
+MARGIN = 0.8
+"""How much of the room for recall the tuned contenders aim at. They choose a number of results, not of tokens, and what they
+find is longer than the average: more would find more, and exceed the budget more often."""
 
 KEPT = "kept to the budget"
 
@@ -101,7 +101,7 @@ def results_for(budget: int, ratio: float, sizes: Sequence[int]) -> int:
 
 
 def _question_only(base: Any) -> Any:
-    class QuestionOnly(base):  # type: ignore[misc, valid-type]
+    class QuestionOnly(base):  # type: ignore[misc]
         """Searches with the last message, the question: with `retrieval_context_window=1` it would take all of them."""
 
         async def _aget(self, messages: Any = None, **block_kwargs: Any) -> str:
