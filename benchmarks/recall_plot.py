@@ -25,9 +25,10 @@ def plot(results: Sequence[Mapping[str, Any]], path: Path) -> None:
     for panel, dataset in zip(axes[0], datasets, strict=True):
         _panel(panel, [row for row in shown if row["dataset"] == dataset], dataset)
     axes[0][0].set_ylabel("evidence in the context, %")
+    columns = 2 * len(datasets)
     handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncols=3, fontsize=8, frameon=False)
-    figure.tight_layout(rect=(0, 0.04 + 0.04 * -(-len(labels) // 3), 1, 1))
+    figure.legend(handles, labels, loc="lower center", ncols=columns, fontsize=8, frameon=False)
+    figure.tight_layout(rect=(0, 0.04 + 0.04 * -(-len(labels) // columns), 1, 1))
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
 

@@ -44,7 +44,7 @@ def files(tmp_path: Path) -> tuple[str, ...]:
         lines(
             {"question": "Who is allergic to hazelnuts?", "evidence": [[0, 1]], "category": "single"},
             {"question": "Where is the key to the boathouse?", "evidence": [2, 3]},
-            {"question": "How often was the dog walked in the end?", "evidence": [63]},
+            {"question": "Was it really 59 times that I walked the dog?", "evidence": [63]},
             {"question": "Was it agreed?", "evidence": [3]},
             {"question": "What is the capital of Assyria?", "evidence": []},
         )
