@@ -222,6 +222,9 @@ class Recall(System):
             await fill(memory, conversation)
             await memory.flush(final=True)
             await memory.drain()
+            if parked := (await memory.context("")).receipt.parked:
+                # A number without a part of the conversation would look like any other.
+                raise RuntimeError(f"the block refused a part of the conversation: {parked[0].error}")
 
     async def limit(self, budget: int) -> None:
         await self._end()
