@@ -1,7 +1,7 @@
 """LlamaIndex's and LangChain's memories with vector search, given the same texts, embeddings and tokenizer.
 
 Their messages have no field for who speaks (LlamaIndex) or no use for it (LangChain), so the speaker's name goes before the
-text; both find more with it. Vectors are searched exactly and in memory.
+text, or they could not know what our messages say. Vectors are searched exactly and in memory.
 """
 
 from __future__ import annotations
