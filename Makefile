@@ -28,7 +28,7 @@ unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 # A version that a launcher offers may not be installed, or may lack what venv needs: it is tried.
 USABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: help demo test check bench soak install dist-check clean
+.PHONY: help demo test check bench bench-recall soak install dist-check clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -50,6 +50,9 @@ soak: $(STAMP) ## all tests, with the full numbers
 
 bench: $(BENCH_STAMP) ## what put and get cost, beside other systems
 	$(BIN)/python benchmarks/overhead.py $(BENCH_ARGS)
+
+bench-recall: $(BENCH_STAMP) ## which evidence is in the context, beside other systems; BENCH_ARGS="--locomo PATH"
+	$(BIN)/python benchmarks/recall.py $(BENCH_ARGS)
 
 install: $(STAMP) ## only set up .venv (editable, with everything that test and check need)
 

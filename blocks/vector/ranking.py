@@ -125,8 +125,9 @@ def _lexical(candidates: Candidates, query: Scores, weights: Weights, nearby: _N
     average = lengths.mean() if len(lengths) >= total else candidates.average_length * (1 + 2 * sum(weights.context))
     saturation = weights.k1 * (1 - weights.b + weights.b * lengths / max(average, 1e-9))
     terms = counts * (weights.k1 + 1) / (counts + saturation[:, None])
-    held = np.minimum(counts, 1.0) * rarity
-    shares = held.sum(axis=1) / max(float(rarity.sum()), 1e-9)
+    # In a scope of a few messages every word is common: as if there were as many as make a word's rarity mean something.
+    weight = np.log1p((max(total, _ENOUGH) - candidates.frequency + 0.5) / (candidates.frequency + 0.5))
+    shares = (np.minimum(counts, 1.0) @ weight) / max(float(weight.sum()), 1e-9)
     several = (counts >= _NOTED).sum(axis=1) >= _SEVERAL
     coverage = _Coverage(float(shares.max()), float(shares[several].max()) if several.any() else 0.0)
     return terms @ (query * rarity**weights.rarity), coverage
@@ -135,6 +136,7 @@ def _lexical(candidates: Candidates, query: Scores, weights: Weights, nearby: _N
 _NOTED = 0.3
 """A word that only stands three items away does not make a window one that holds two words of the query."""
 _SEVERAL = 2
+_ENOUGH = 400
 
 
 def _is_relevant(candidates: Candidates, coverage: _Coverage, dense: Scores | None, floor: Floor) -> bool:

@@ -20,6 +20,7 @@ from memory_engine import ChatMessage, Context, Memory, MemoryEngine
 from memory_engine.blocks import StaticMemoryBlock
 from memory_engine.demo.drawing import Screen
 from memory_engine.demo.mission_log import MissionLog
+from memory_engine.demo.recall import recall, summary
 from memory_engine.demo.report import Check, Totals, draw_checks, draw_moment, draw_totals, mission_time
 from memory_engine.demo.transcript import MISSION, Moment, batches, load, moments
 from memory_engine.tokens import TokenCounter
@@ -71,6 +72,10 @@ async def play(screen: Screen, path: Path, *, token_limit: int, limit: int | Non
     totals.second_start = time.perf_counter() - begun
     checks = _compare(before, Seen(**found["seen"]), found["final"], Counter(message.name for message in messages))
     draw_checks(screen, "A second start: another process opens the same file", f"{totals.second_start:.1f} s", checks)
+    answers = await recall(screen, path, SESSION, token_limit=token_limit, messages=messages)
+    totals.recalled, totals.recalling = summary(answers), answers.absorbing + sum(answers.seconds)
+    totals.contexts += answers.asked
+    totals.over_budget += answers.over_budget
     totals.file_size = await asyncio.to_thread(os.path.getsize, path)
     draw_totals(screen, totals)
     return all(check.holds for check in checks) and totals.over_budget == 0

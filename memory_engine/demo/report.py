@@ -35,6 +35,8 @@ class Totals:
     playing: float = 0.0
     waiting: float = 0.0
     second_start: float = 0.0
+    recalled: str = ""
+    recalling: float = 0.0
     file_size: int = 0
     puts: list[float] = field(default_factory=list)
     gets: list[float] = field(default_factory=list)
@@ -62,15 +64,15 @@ def draw_moment(screen: Screen, moment: Moment, context: Context, played: int, t
     """The receipt of a moment: what fills the token limit, and where what was asked for is found in it."""
     history = [message for message in context.messages if message.role in ("user", "assistant")]
     screen.rule(f"{mission_time(history[-1:])}  {moment.title}", f"{played:,} of {total:,}")
-    _row(screen, "asked", moment.question)
+    row(screen, "asked", moment.question)
     screen.line()
     _draw_receipt(screen, context.receipt, played)
     screen.line()
     if history:
-        _row(screen, "first", *_quote(history[0]))
-        _row(screen, "latest", *_quote(history[-1]))
+        row(screen, "first", *quote(history[0]))
+        row(screen, "latest", *quote(history[-1]))
     for name, text in _findings(context, history, moment.words):
-        _row(screen, name, text, lines=_QUOTE_LINES)
+        row(screen, name, text, lines=_QUOTE_LINES)
     for trouble in _troubles(context.receipt):
         screen.line((trouble, "bad"))
     screen.line()
@@ -96,7 +98,7 @@ def _draw_receipt(screen: Screen, receipt: Receipt, played: int) -> None:
     screen.line((f"{'context':<{_NAMES}}", "bold"), *bar(parts, receipt.budget, width), (total, "bold"))
 
 
-def _row(screen: Screen, name: str, *pieces: Piece, lines: int = 1) -> None:
+def row(screen: Screen, name: str, *pieces: Piece, lines: int = 1) -> None:
     """A line with its name in front; a single text may take more `lines`."""
     text = pieces[0]
     if lines == 1 or not isinstance(text, str):
@@ -121,7 +123,7 @@ def draw_checks(screen: Screen, title: str, right: str, checks: Sequence[Check])
 def draw_totals(screen: Screen, totals: Totals) -> None:
     """Messages, tokens seen and kept, times."""
     ratio = totals.tokens_seen / max(1, totals.tokens_kept)
-    all_time = totals.setup + totals.playing + totals.waiting + totals.second_start
+    all_time = totals.setup + totals.playing + totals.waiting + totals.second_start + totals.recalling
     rate = totals.messages / max(totals.playing, 1e-9)
     budget = (
         f"{totals.contexts:,} contexts taken, the largest {totals.most:,} of {totals.budget:,} tokens, "
@@ -129,13 +131,14 @@ def draw_totals(screen: Screen, totals: Totals) -> None:
     )
     spent = (
         f"{all_time:.1f} s: playing {totals.playing:.1f}, waiting for blocks {totals.waiting:.1f}, "
-        f"second start {totals.second_start:.1f}, set-up {totals.setup:.1f}"
+        f"second start {totals.second_start:.1f}, recall {totals.recalling:.1f}, set-up {totals.setup:.1f}"
     )
     rows = (
         ("messages", f"{totals.messages:,} in {len(totals.puts):,} puts, one for each minute, {rate:,.0f} messages a second"),
         ("tokens seen", f"{totals.tokens_seen:,}"),
         ("tokens kept", f"{totals.tokens_kept:,} in the last context, 1 of {ratio:,.0f} that were seen"),
         ("budget", budget),
+        ("recall", totals.recalled),
         ("put", _times(totals.puts)),
         ("get", _times(totals.gets)),
         ("file", f"{totals.file_size / 1e6:.1f} MB, SQLite"),
@@ -143,7 +146,7 @@ def draw_totals(screen: Screen, totals: Totals) -> None:
     )
     screen.rule("Totals")
     for name, text in rows:
-        _row(screen, name, text, lines=4)
+        row(screen, name, text, lines=4)
 
 
 def mission_time(messages: Sequence[ChatMessage]) -> str:
@@ -157,7 +160,7 @@ def _story(source: SourceReceipt, played: int) -> str:
     return f"the last {source.messages:,} of {played:,}" if source.messages < played else f"all {played:,}"
 
 
-def _quote(message: ChatMessage) -> tuple[Piece, ...]:
+def quote(message: ChatMessage) -> tuple[Piece, ...]:
     return f"{message.metadata.get('t', '')} ", (f"{message.name or message.role} ", "bold"), f"“{message.content}”"
 
 
