@@ -11,9 +11,10 @@ import asyncio
 import struct
 import threading
 from array import array
+from bisect import bisect_left
 from collections import OrderedDict, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from hashlib import blake2b
@@ -30,6 +31,8 @@ from memory_engine.errors import BlockError
 _PREFIX = "item:"
 _PAGE = 250
 """Records read at once: few enough that turning them into objects does not hold up the event loop."""
+_GAP = 2
+"""Messages that are that far apart follow each other."""
 _LONGEST_STEP = 256
 """A step begins at most so many messages before its last one."""
 _HEAD = struct.Struct("<BHH")
@@ -55,8 +58,8 @@ class RecordsVectorStore:
     async def add(self, scope: Scope, entries: Sequence[Entry]) -> None:
         """Write entries as records of this transaction. Raises `BlockError` for vectors of several dimensions."""
         dimensions = {len(entry.vector) for entry in entries if entry.vector is not None}
-        if dimensions:
-            dimensions |= await self._dimensions(scope)
+        if len(dimensions) == 1:
+            dimensions |= await self._dimension(scope)
         if len(dimensions) > 1:
             raise BlockError(
                 f"Block {scope.block!r} has vectors of dimension {min(dimensions)} and {max(dimensions)}. After a change of "
@@ -65,7 +68,7 @@ class RecordsVectorStore:
         for entry in entries:
             item = entry.item
             scope.records.put(
-                _PREFIX + item.key,
+                _record_key(item),
                 _data_of(item),
                 blob=_pack(entry.words, entry.vector),
                 seq=item.seq,
@@ -75,11 +78,17 @@ class RecordsVectorStore:
 
     async def search(self, scope: Scope, probe: Probe, *, limit: int) -> Candidates:
         """Every item of the scope, scored exactly; `limit` is not needed."""
-        index = await self._index(scope)
+        # What is written but not committed is seen by this call alone, so it must not get into what all share.
+        index = await self._index(scope) if not scope.records.written else await self._uncommitted(scope)
         return await asyncio.to_thread(index.search, probe, scope.erasing)
 
     async def items(self, scope: Scope, session_uid: str, from_seq: int, to_seq: int) -> Sequence[Item]:
         """The items that contain one of these messages, in order."""
+        found = await self._between(scope, session_uid, from_seq, to_seq)
+        return [item for item in found if not _is_erased(item, _by_session(scope.erasing))]
+
+    async def _between(self, scope: Scope, session_uid: str, from_seq: int, to_seq: int) -> list[Item]:
+        """The same, with what is being erased."""
         prefix = f"{_PREFIX}{session_uid}:"
         after = f"{prefix}{max(0, from_seq - _LONGEST_STEP):016d}"
         found: list[Item] = []
@@ -97,9 +106,10 @@ class RecordsVectorStore:
             erased = sorted(set(seqs))
             for start in range(0, len(erased), _PAGE):
                 some = erased[start : start + _PAGE]
-                for item in await self.items(scope, session_uid, some[0], some[-1]):
-                    if any(_overlaps(item, seq, seq) for seq in some):
-                        scope.records.delete(_PREFIX + item.key)
+                for item in await self._between(scope, session_uid, some[0], some[-1]):
+                    place = bisect_left(some, item.seq or 0)
+                    if place < len(some) and some[place] <= _last_seq(item):
+                        scope.records.delete(_record_key(item))
             return
         prefix = _PREFIX if session_uid is None else f"{_PREFIX}{session_uid}:"
         async for page in scope.records.pages(prefix, size=_PAGE):
@@ -109,11 +119,14 @@ class RecordsVectorStore:
     async def remove_documents(self, scope: Scope, documents: Sequence[str] | None) -> int:
         """Delete the records of these documents' passages."""
         removed = 0
-        for prefix in [""] if documents is None else [f"{document}:" for document in documents]:
+        for document in [None] if documents is None else list(dict.fromkeys(documents)):
+            prefix = "" if document is None else f"{document}:"
             async for page in scope.records.pages(f"{_PREFIX}document:{prefix}", size=_PAGE):
                 for record in page:
-                    scope.records.delete(record.key)
-                    removed += 1
+                    # The id "a" is also the beginning of "a:b".
+                    if document is None or record.data["document"] == document:
+                        scope.records.delete(record.key)
+                        removed += 1
         return removed
 
     async def count(self, scope: Scope) -> int:
@@ -124,31 +137,45 @@ class RecordsVectorStore:
 
     # -- indexes ---------------------------------------------------------------------------------------------
 
-    async def _dimensions(self, scope: Scope) -> set[int]:
-        """The dimension of what is stored, by any item of it that is not being replaced."""
-        for record in await scope.records.list(_PREFIX, limit=1):
-            dimension = _HEAD.unpack_from(record.blob or _NO_BLOB)[2]
-            if dimension:
-                return {dimension}
+    async def _dimension(self, scope: Scope) -> set[int]:
+        """The dimension of what is stored; usually the first item tells it."""
+        after: str | None = None
+        size = 1
+        while page := await scope.records.list(_PREFIX, after_key=after, limit=size):
+            for record in page:
+                if dimension := _HEAD.unpack_from(record.blob or _NO_BLOB)[2]:
+                    return {dimension}
+            after, size = page[-1].key, _PAGE
         return set()
 
     async def _index(self, scope: Scope) -> _Index:
         cache = self._caches.setdefault(scope.records.database, _Cache(self._cache_bytes))
         index = cache.get((scope.key, scope.block))
-        if index is None or scope.deleted_version > index.version:
+        # Version 0: nothing was ever stored here, or the user or tenant was deleted.
+        if index is None or scope.deleted_version > index.version or not scope.version:
             index = _Index()
         if scope.version > index.version:
-            since = index.version or None
-            after: str | None = None
-            pages: list[Record] = []
-            while page := await scope.records.list(_PREFIX, changed_since=since, after_key=after, limit=_PAGE):
-                after = page[-1].key
-                pages += page
-                if len(page) < _PAGE:
-                    break
-            await asyncio.to_thread(index.apply, pages, scope.version)
+            records = await _all(scope, changed_since=index.version or None)
+            await asyncio.to_thread(index.apply, records, scope.version)
         cache.keep((scope.key, scope.block), index)
         return index
+
+    async def _uncommitted(self, scope: Scope) -> _Index:
+        """An index for one call, of the records as this transaction sees them."""
+        index = _Index()
+        await asyncio.to_thread(index.apply, await _all(scope), scope.version)
+        return index
+
+
+async def _all(scope: Scope, changed_since: int | None = None) -> list[Record]:
+    after: str | None = None
+    records: list[Record] = []
+    while page := await scope.records.list(_PREFIX, changed_since=changed_since, after_key=after, limit=_PAGE):
+        after = page[-1].key
+        records += page
+        if len(page) < _PAGE:
+            break
+    return records
 
 
 class _Cache:
@@ -163,7 +190,7 @@ class _Cache:
 
     def keep(self, pair: tuple[str, str], index: _Index) -> None:
         current = self._indexes.get(pair)
-        if current is None or current.version <= index.version:
+        if current is None or current.version <= index.version or not index.version:
             self._indexes[pair] = index
         self._indexes.move_to_end(pair)
         total = sum(kept.bytes for kept in self._indexes.values())
@@ -258,12 +285,12 @@ class _Index:
             follows=arranged.follows,
             total=size,
         )
-        return _without(found, erasing) if erasing else found
+        return _without(found, arranged.order, erasing) if erasing else found
 
     def _similar(self, vector: Vector | None, arranged: _Arranged) -> NDArray[np.float32] | None:
         if vector is None or self._vectors is None or not self._with_vectors:
             return None
-        wanted = np.asarray(vector, dtype=np.float32)
+        wanted = _unit(vector)
         if len(wanted) != self._vectors.shape[1]:
             raise BlockError(
                 f"The query has a vector of dimension {len(wanted)}, the items have {self._vectors.shape[1]}. After a change "
@@ -293,8 +320,8 @@ class _Arranged:
         def place(row: int) -> tuple[Any, ...]:
             item = items[row]
             if item.kind == "document":
-                return (0, _FAR_PAST, item.document, 0, item.part)
-            return (1, started[item.session_uid], item.session_uid, item.seq, item.part)
+                return (1, _FAR_PAST, item.document, 0, item.part)
+            return (0, started[item.session_uid], item.session_uid, item.seq, item.part)
 
         alive.sort(key=place)
         self.rows = np.array(alive, dtype=np.int64)
@@ -302,46 +329,105 @@ class _Arranged:
         self.lengths = np.array(lengths, dtype=np.float32)[self.rows]
         self.place_of = np.full(len(items), -1, dtype=np.int64)
         self.place_of[self.rows] = np.arange(len(alive))
-        self.follows = np.array(
-            [
-                index > 0
-                and (item.session_uid, item.document) == (self.items[index - 1].session_uid, self.items[index - 1].document)
-                for index, item in enumerate(self.items)
-            ],
-            dtype=np.bool_,
-        )
+        self.order = _Order.of(self.items)
+        self.follows = self.order.follows()
 
 
-def _without(found: Candidates, erasing: tuple[Erased, ...]) -> Candidates:
-    keep = np.array([not _is_erased(item, erasing) for item in found.items], dtype=np.bool_)
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """Where items stand, as arrays: `run` numbers conversations and documents, the others are as in `Item`."""
+
+    run: NDArray[np.int64]
+    seq: NDArray[np.int64]
+    last: NDArray[np.int64]
+    part: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, items: Sequence[Item]) -> _Order:
+        runs: dict[tuple[str | None, str | None], int] = {}
+        rows = [
+            (
+                runs.setdefault((item.session_uid, item.document), len(runs)),
+                # Passages of a document are those of one message, as it were.
+                0 if item.seq is None else item.seq,
+                _last_seq(item),
+                item.part,
+            )
+            for item in items
+        ]
+        table = np.array(rows, dtype=np.int64).reshape(len(rows), 4)
+        return cls(table[:, 0], table[:, 1], table[:, 2], table[:, 3])
+
+    def at(self, keep: NDArray[np.bool_]) -> _Order:
+        return _Order(self.run[keep], self.seq[keep], self.last[keep], self.part[keep])
+
+    def follows(self) -> NDArray[np.bool_]:
+        """Which items come directly after the one before; one message in between may have had nothing to store."""
+        result = np.zeros(len(self.run), dtype=np.bool_)
+        next_part = (self.seq[1:] == self.seq[:-1]) & (self.part[1:] == self.part[:-1] + 1)
+        next_message = (self.seq[1:] > self.seq[:-1]) & (self.seq[1:] - self.last[:-1] <= _GAP)
+        result[1:] = (self.run[1:] == self.run[:-1]) & (next_part | next_message)
+        return result
+
+
+def _without(found: Candidates, order: _Order, erasing: tuple[Erased, ...]) -> Candidates:
+    erased = _by_session(erasing)
+    keep = np.array([not _is_erased(item, erased) for item in found.items], dtype=np.bool_)
     return replace(
         found,
         items=[item for item, kept in zip(found.items, keep.tolist(), strict=True) if kept],
         counts=found.counts[keep],
         lengths=found.lengths[keep],
         dense=None if found.dense is None else found.dense[keep],
-        follows=found.follows[keep],
+        follows=order.at(keep).follows(),
     )
 
 
-def _is_erased(item: Item, erasing: tuple[Erased, ...]) -> bool:
-    if item.seq is None or item.last_seq is None:
-        return any(erased.session_uid is None for erased in erasing)
-    return any(erased.covers(item.session_uid, seq) for erased in erasing for seq in range(item.seq, item.last_seq + 1))
+_Erasing = Mapping[str | None, frozenset[int] | None]
+
+
+def _by_session(erasing: tuple[Erased, ...]) -> _Erasing:
+    """What is being erased of each session, None: all of it; of session None: everything."""
+    result: dict[str | None, frozenset[int] | None] = {}
+    for erased in erasing:
+        before = result.get(erased.session_uid, frozenset())
+        whole = before is None or erased.seqs is None or erased.session_uid is None
+        result[erased.session_uid] = None if whole else before.union(erased.seqs)  # type: ignore[union-attr, arg-type]
+    return result
+
+
+def _is_erased(item: Item, erasing: _Erasing) -> bool:
+    if None in erasing:
+        return True
+    if item.seq is None or item.session_uid not in erasing:
+        return False
+    seqs = erasing[item.session_uid]
+    return seqs is None or not seqs.isdisjoint(range(item.seq, _last_seq(item) + 1))
+
+
+def _last_seq(item: Item) -> int:
+    last = item.seq if item.last_seq is None else item.last_seq
+    return 0 if last is None else last
 
 
 def _overlaps(item: Item, from_seq: int, to_seq: int) -> bool:
-    if item.seq is None or item.last_seq is None:
-        return False
-    return item.seq <= to_seq and item.last_seq >= from_seq
+    return item.seq is not None and item.seq <= to_seq and _last_seq(item) >= from_seq
 
 
 # -- items and records ---------------------------------------------------------------------------------------------
 
 
+def _record_key(item: Item) -> str:
+    """Where an item stands: records are listed in the order of their keys."""
+    if item.seq is None:
+        return f"{_PREFIX}document:{item.document}:{item.part:06d}"
+    return f"{_PREFIX}{item.session_uid}:{item.seq:016d}:{item.part:04d}"
+
+
 def _data_of(item: Item) -> dict[str, Any]:
     data: dict[str, Any] = {"text": item.text, "role": item.role, "tokens": item.tokens}
     optional = {
+        "key": None if _PREFIX + item.key == _record_key(item) else item.key,
         "kind": None if item.kind == "message" else item.kind,
         "name": item.name,
         "at": item.at.isoformat() if item.at else None,
@@ -359,7 +445,7 @@ def _item_of(record: Record) -> Item:
     document = data.get("document")
     at = data.get("at")
     return Item(
-        key=record.key.removeprefix(_PREFIX),
+        key=data.get("key") or record.key.removeprefix(_PREFIX),
         text=data["text"],
         kind=data.get("kind", "message"),
         role=data["role"],
@@ -386,8 +472,16 @@ def _pack(words: Mapping[str, int], vector: Vector | None) -> bytes:
     """Format, number of words, dimension; the words as 32-bit hashes, their counts, the vector in half precision."""
     hashes = np.fromiter((_hash(word) for word in words), dtype="<u4", count=len(words))[:65_535]
     counts = np.minimum(np.fromiter(words.values(), dtype=np.int64, count=len(words)), 65_535).astype("<u2")[:65_535]
-    numbers = np.asarray([] if vector is None else vector, dtype="<f2")
+    # Half precision holds the numbers of a vector of length 1, not those of any vector.
+    numbers = np.asarray([], dtype="<f2") if vector is None else _unit(vector).astype("<f2")
     return _HEAD.pack(_FORMAT, len(hashes), len(numbers)) + hashes.tobytes() + counts.tobytes() + numbers.tobytes()
+
+
+def _unit(vector: Vector) -> NDArray[np.float32]:
+    exact = np.asarray(vector, dtype=np.float64)
+    length = float(np.linalg.norm(exact))
+    result: NDArray[np.float32] = (exact / length if length else exact).astype(np.float32)
+    return result
 
 
 _NO_BLOB = _HEAD.pack(_FORMAT, 0, 0)

@@ -38,10 +38,19 @@ class Answers:
     tokens: list[int] = field(default_factory=list)
 
 
-def questions(played: int) -> list[dict[str, Any]]:
-    """The questions whose evidence lies within the first `played` utterances."""
+def _every_question() -> dict[str, dict[str, Any]]:
     text = (resources.files("memory_engine.data") / "apollo13-questions.jsonl").read_text(encoding="utf-8")
-    every = {item["id"]: item for item in map(json.loads, text.splitlines())}
+    return {item["id"]: item for item in map(json.loads, text.splitlines())}
+
+
+def all_questions() -> list[str]:
+    """The text of every question on the mission that is shipped."""
+    return [item["question"] for item in _every_question().values()]
+
+
+def questions(played: int) -> list[dict[str, Any]]:
+    """The questions that the demo asks whose evidence lies within the first `played` utterances."""
+    every = _every_question()
     wanted = [every[key] for key in _QUESTIONS if key in every]
     return [item for item in wanted if max(item["evidence"]) < played]
 
@@ -63,7 +72,9 @@ async def recall(screen: Screen, path: Path, session: str, *, token_limit: int, 
         await memory.drain()
         answers.absorbing = time.perf_counter() - begun
         answers.absorbed = (await memory.block("recall")).model_dump()["stored_items"]
-        screen.rule(f"{len(asked)} questions, days after the fact", f"{answers.absorbed:,} items absorbed in {answers.absorbing:.1f} s")
+        screen.rule(
+            f"{len(asked)} questions, days after the fact", f"{answers.absorbed:,} items absorbed in {answers.absorbing:.1f} s"
+        )
         for item in asked:
             await _ask(screen, memory, item, messages, answers)
     return answers

@@ -61,7 +61,9 @@ def test_every_package_is_listed() -> None:
         if path.is_dir() and (path / "__init__.py").exists()
     }
     # `rglob` does not go through the link to the folder of the blocks.
-    found |= {"memory_engine." + ".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "blocks").rglob("__init__.py")}
+    found |= {
+        "memory_engine." + ".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "blocks").rglob("__init__.py")
+    }
     listed = PROJECT["tool"]["setuptools"]["packages"]
     assert sorted(listed) == sorted(found)
 

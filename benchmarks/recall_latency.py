@@ -1,0 +1,153 @@
+"""What a `get` with recall costs as the scope grows: milliseconds, the longest stop of the event loop, and memory.
+
+    python benchmarks/recall_latency.py [--sizes 1000,20000] [--budget 2000] [--json PATH]
+
+The embedder is left out: vectors are made of a hash, 384 numbers each, and a query's vector costs nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import hashlib
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from memory_engine import ChatMessage, MemoryEngine
+from memory_engine.blocks import VectorMemoryBlock
+from memory_engine.demo.recall import all_questions
+from memory_engine.demo.transcript import load
+
+DIMENSIONS = 384
+_TICK = 0.001
+
+
+async def hashed(texts: list[str]) -> Any:
+    """Vectors that depend on the text alone."""
+    rows = []
+    for text in texts:
+        seed = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+        rows.append(np.random.default_rng(seed).standard_normal(DIMENSIONS, dtype=np.float32))
+    return np.stack(rows)
+
+
+class Ticker:
+    """Notes the longest time for which the event loop did not come round."""
+
+    def __init__(self) -> None:
+        self.longest = 0.0
+        self._task: asyncio.Task[None] | None = None
+
+    async def _run(self) -> None:
+        while True:
+            before = time.perf_counter()
+            await asyncio.sleep(_TICK)
+            self.longest = max(self.longest, time.perf_counter() - before - _TICK)
+
+    async def __aenter__(self) -> Ticker:
+        self._task = asyncio.create_task(self._run())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._task is not None
+        self._task.cancel()
+
+
+def conversation(size: int) -> list[ChatMessage]:
+    """`size` utterances; where the transcript begins again, each says which round it is."""
+    said = load(None)
+    return [
+        said[i % len(said)].model_copy(
+            update={"id": None, "blocks": ChatMessage(role="user", content=f"{said[i % len(said)].content} ({i})").blocks}
+        )
+        for i in range(size)
+    ]
+
+
+async def fill(engine: MemoryEngine, session: str, messages: list[ChatMessage]) -> float:
+    """Put, flush and absorb; the seconds it took."""
+    memory = engine.session(session)
+    begun = time.perf_counter()
+    for start in range(0, len(messages), 1_000):
+        await memory.put_messages(messages[start : start + 1_000])
+    await memory.flush(final=True)
+    await memory.drain(3_600)
+    return time.perf_counter() - begun
+
+
+async def measure(path: Path, block: VectorMemoryBlock, size: int, others: int, budget: int, repeat: int) -> dict[str, Any]:
+    """One scope of that size; `others` are sessions of a hundred messages each in the same database."""
+    how: dict[str, Any] = {
+        "async_database_uri": f"sqlite+aiosqlite:///{path}",
+        "token_limit": budget,
+        "token_flush_size": budget,
+        "chat_history_token_ratio": 0.1,
+        "memory_blocks": [block],
+    }
+    said = conversation(max(size, 100))
+    async with MemoryEngine(**how) as engine:
+        for other in range(others):
+            await fill(engine, f"other-{other}", said[:100])
+        absorbing = await fill(engine, "measured", said[:size])
+    asked = all_questions()
+    async with MemoryEngine(**how) as engine, Ticker() as ticker:
+        memory = engine.session("measured")
+        begun = time.perf_counter()
+        await memory.context(asked[0])
+        first = time.perf_counter() - begun
+        cold, ticker.longest = ticker.longest, 0.0
+        seconds = []
+        for number in range(repeat):
+            begun = time.perf_counter()
+            await memory.context(asked[number % len(asked)])
+            seconds.append(time.perf_counter() - begun)
+            await asyncio.sleep(0)
+    seconds.sort()
+    return {
+        "items": size,
+        "other sessions": others,
+        "vectors": block.embed_model is not None,
+        "median ms": 1000 * statistics.median(seconds),
+        "p95 ms": 1000 * seconds[int(len(seconds) * 0.95)],
+        "loop ms": 1000 * ticker.longest,
+        "first ms": 1000 * first,
+        "first loop ms": 1000 * cold,
+        "absorbed/s": size / absorbing,
+    }
+
+
+async def main() -> None:
+    """Measure each size with words alone and with vectors, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", default="1000,5000,20000,50000")
+    parser.add_argument("--others", default="0,300", help="other sessions in the same database, at the smallest size")
+    parser.add_argument("--budget", type=int, default=2_000)
+    parser.add_argument("--repeat", type=int, default=120)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    sizes = [int(size) for size in options.sizes.split(",")]
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for place, size in enumerate(sizes):
+            for others in map(int, options.others.split(",")) if not place else (0,):
+                for embedder in (None, hashed):
+                    block = VectorMemoryBlock(name="recall", embed_model=embedder, floor=None)
+                    path = Path(folder) / f"{size}-{others}-{embedder is None}.db"
+                    row = await measure(path, block, size, others, options.budget, options.repeat)
+                    rows.append(row)
+                    cells = [f"{value:>10,.1f}" if isinstance(value, float) else f"{value!s:>10}" for value in row.values()]
+                    if len(rows) == 1:
+                        print(" ".join(f"{name:>10}" for name in row))
+                    print(" ".join(cells), flush=True)
+    if options.json:
+        await asyncio.to_thread(options.json.write_text, json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
