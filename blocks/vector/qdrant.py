@@ -608,7 +608,7 @@ def _batches(entries: Iterable[Entry], most: int) -> Iterator[list[Entry]]:
     batch: list[Entry] = []
     weight = 0
     for entry in entries:
-        own = len(entry.vector or ()) + 2 * len(entry.words) + len(entry.item.text) // 8
+        own = (0 if entry.vector is None else len(entry.vector)) + 2 * len(entry.words) + len(entry.item.text) // 8
         if batch and (len(batch) == most or weight + own > _BATCH_WEIGHT):
             yield batch
             batch, weight = [], 0
