@@ -1,10 +1,14 @@
-"""Blocks that write down what they absorbed, conversations made from a seed, and a look at the raw database file."""
+"""Blocks that write down what they absorbed, conversations made from a seed, programs to kill, a look at the raw file."""
 
 from __future__ import annotations
 
 import asyncio
 import random
+import signal
 import sqlite3
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -17,6 +21,8 @@ from memory_engine import BaseMemoryBlock, ChatMessage, MemoryEngine
 from memory_engine.settings import Limits
 
 QUICK = Limits(lease=0.3, first_retry=0.01, last_retry=0.05, poll=0.05)
+CHILD = Path(__file__).with_name("chaos_child.py")
+ACTS = 250
 PATIENCE = 60.0
 """Seconds after which a drain that does not end fails the test instead of hanging it."""
 
@@ -211,6 +217,56 @@ def small_engine(database: Path, blocks: Sequence[Recorder], **options: Any) -> 
     settings: dict[str, Any] = {"token_limit": 300, "token_flush_size": 40, "limits": QUICK, "tokenizer_fn": words}
     settings |= {"async_database_uri": f"sqlite+aiosqlite:///{database}", "memory_blocks": blocks}
     return MemoryEngine(**(settings | options))
+
+
+# -- programs ----------------------------------------------------------------------------------------------------
+
+
+class Program:
+    """A program with a plan of acts; it is started again and again and goes on behind what was acknowledged.
+
+    `kind` says what `chaos_child.py` does, `more` are further arguments for it, `patience` how late it is ended at most.
+    """
+
+    def __init__(
+        self, database: Path, seed: int, kind: str = "act", *more: str, count: int = ACTS, patience: float = 0.3
+    ) -> None:
+        self.database, self.seed, self.done, self.count = database, seed, 0, count
+        self.kind, self.more, self.patience = kind, more, patience
+        self.random = random.Random(seed)
+
+    def run_and_end(self, how: signal.Signals) -> None:
+        """Start it, end it at a random moment with that signal, and take in what it acknowledged until then."""
+        numbers = [str(number) for number in (self.seed, self.count, self.done)]
+        arguments = [sys.executable, str(CHILD), self.kind, str(self.database), *numbers, *self.more]
+        with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None and process.stderr is not None
+            try:
+                assert process.stdout.readline() == "ready\n", process.stderr.read()
+                # Now and then so early that it dies while it opens the database or resumes deliveries.
+                time.sleep(self.random.choice((0.1, 0.3, 1.0)) * self.patience * self.random.random())
+            finally:
+                process.send_signal(how)
+            said, errors = process.communicate(timeout=PATIENCE)
+        assert process.returncode == -how, errors
+        for line in said.splitlines(keepends=True):
+            # The last line may be torn: then the act is not acknowledged, and is done again.
+            if line.startswith("done ") and line.endswith("\n"):
+                self.done = int(line.split()[1]) + 1
+
+    @property
+    def acknowledged(self) -> list[Act]:
+        return acts(self.seed, self.count)[: self.done]
+
+
+async def carry_out(engine: MemoryEngine, todo: list[Act]) -> None:
+    """Do the acts here, undisturbed."""
+    for act in todo:
+        memory = engine.session(act.session, user_id="ada")
+        if act.messages:
+            await memory.put_messages(act.messages)
+        else:
+            await memory.flush()
 
 
 # -- the raw file ------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The processes that the tests kill, interrupt, or let write at the same time; run by path.
 
 chaos_child.py act DATABASE SEED COUNT START     does the acts of a seed from START on, saying which are done
+chaos_child.py recall DATABASE SEED COUNT START KIND  the same, with blocks for recall on a vector store of that kind
 chaos_child.py write DATABASE WRITER COUNT       puts COUNT messages into a shared session and one of its own
 chaos_child.py forget DATABASE                   puts a message and never closes the memory
 """
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from chaos_blocks import acts, recorders, small_engine, speech
 
-from memory_engine import ChatMessage
+from memory_engine import ChatMessage, MemoryEngine
 
 
 def say(*words: object) -> None:
@@ -26,20 +27,37 @@ async def act(database: Path, seed: int, count: int, start: int) -> None:
     """Carry out the acts and acknowledge each; when all are done keep the process up, its deliveries may still run."""
     say("ready")
     async with small_engine(database, recorders(slow=0.02)) as engine:
-        memories = {session: engine.session(session, user_id="ada") for session in ("a", "b")}
-        for number, todo in enumerate(acts(seed, count)[start:], start):
-            memory = memories[todo.session]
-            if todo.messages:
-                await memory.put_messages(todo.messages)
-            else:
-                await memory.flush()
-            say("done", number)
-            await asyncio.sleep(random.random() * 0.006)
-            if random.random() < 0.1:
-                await memory.get("tea")
-        await engine.drain()
-        say("end")
-        await asyncio.sleep(3600)
+        await _go_on(engine, seed, count, start)
+
+
+async def recall(database: Path, seed: int, count: int, start: int, kind: str) -> None:
+    """The same, while what is flushed goes to a vector store."""
+    from chaos_recall import SlowEmbedder, recalling, shop
+
+    say("ready")
+    folder = database.with_suffix(".qdrant")
+    async with (
+        shop(kind, database, folder) as where,
+        small_engine(database, recalling(where, SlowEmbedder(slow=0.02), ("session", "user"))) as engine,
+    ):
+        await _go_on(engine, seed, count, start)
+
+
+async def _go_on(engine: MemoryEngine, seed: int, count: int, start: int) -> None:
+    memories = {session: engine.session(session, user_id="ada") for session in ("a", "b")}
+    for number, todo in enumerate(acts(seed, count)[start:], start):
+        memory = memories[todo.session]
+        if todo.messages:
+            await memory.put_messages(todo.messages)
+        else:
+            await memory.flush()
+        say("done", number)
+        await asyncio.sleep(random.random() * 0.006)
+        if random.random() < 0.1:
+            await memory.get("tea")
+    await engine.drain()
+    say("end")
+    await asyncio.sleep(3600)
 
 
 async def write(database: Path, writer: str, count: int) -> None:
@@ -70,6 +88,9 @@ def main(kind: str, database: str, *arguments: str) -> None:
     if kind == "act":
         seed, count, start = map(int, arguments)
         asyncio.run(act(path, seed, count, start))
+    elif kind == "recall":
+        seed, count, start = map(int, arguments[:3])
+        asyncio.run(recall(path, seed, count, start, arguments[3]))
     elif kind == "write":
         asyncio.run(write(path, arguments[0], int(arguments[1])))
     else:

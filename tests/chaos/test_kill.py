@@ -3,65 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
-from chaos_blocks import PATIENCE, Act, acts, audit, flushed, heads, of_session, recorders, rows, small_engine
+from chaos_blocks import (
+    ACTS,
+    PATIENCE,
+    Program,
+    acts,
+    audit,
+    carry_out,
+    flushed,
+    heads,
+    of_session,
+    recorders,
+    rows,
+    small_engine,
+)
 
 from memory_engine import MemoryEngine
 
 pytestmark = pytest.mark.asyncio
 
 SESSIONS = ("a", "b")
-CHILD = Path(__file__).with_name("chaos_child.py")
 KILLS = 10
 """How often each program is killed; each of them has a database of its own."""
-ACTS = 250
-
-
-class Program:
-    """A program with a plan of acts; it is started again and again and goes on behind what was acknowledged."""
-
-    def __init__(self, database: Path, seed: int) -> None:
-        self.database, self.seed, self.done = database, seed, 0
-        self.random = random.Random(seed)
-
-    def run_and_end(self, how: signal.Signals) -> None:
-        """Start it, end it at a random moment with that signal, and take in what it acknowledged until then."""
-        arguments = [sys.executable, str(CHILD), "act", str(self.database), str(self.seed), str(ACTS), str(self.done)]
-        with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-            assert process.stdout is not None and process.stderr is not None
-            try:
-                assert process.stdout.readline() == "ready\n", process.stderr.read()
-                # Now and then so early that it dies while it opens the database or resumes deliveries.
-                time.sleep(self.random.choice((0.03, 0.1, 0.3)) * self.random.random())
-            finally:
-                process.send_signal(how)
-            said, errors = process.communicate(timeout=PATIENCE)
-        assert process.returncode == -how, errors
-        for line in said.splitlines(keepends=True):
-            # The last line may be torn: then the act is not acknowledged, and is done again.
-            if line.startswith("done ") and line.endswith("\n"):
-                self.done = int(line.split()[1]) + 1
-
-    @property
-    def acknowledged(self) -> list[Act]:
-        return acts(self.seed, ACTS)[: self.done]
-
-
-async def carry_out(engine: MemoryEngine, todo: list[Act]) -> None:
-    """Do the acts here, undisturbed."""
-    for act in todo:
-        memory = engine.session(act.session, user_id="ada")
-        if act.messages:
-            await memory.put_messages(act.messages)
-        else:
-            await memory.flush()
 
 
 async def absorbed(engine: MemoryEngine, session: str) -> dict[str, list[list[str]]]:
