@@ -2,7 +2,8 @@
 
 Words are runs of letters and digits. Scripts that are written without spaces have no such runs: Chinese, Japanese and
 Korean text is cut into overlapping pairs of characters, as Lucene's CJKAnalyzer does, Thai, Lao, Khmer and Burmese into
-overlapping threes.
+overlapping threes. Words of one Chinese character (cat, car, tea) are found as well: each character is stored for itself,
+and asked for where it stands alone between kana or words of grammar.
 """
 
 from __future__ import annotations
@@ -22,6 +23,11 @@ _RUN = regex.compile(
     r"|(?P<sea>[\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]+)"
     r"|(?P<word>(?:(?![\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}])[\p{L}\p{M}\p{N}_])+)"
 )
+_PAIRED = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}\u30fc\u3005]+")
+_NOUN = r"^\p{Hangul}(?=\p{Hangul}$)"
+"""A Korean noun of one syllable with its particle."""
+_SINGLES = regex.compile(rf"\p{{Han}}|{_NOUN}")
+_ALONE = regex.compile(rf"(?<!\p{{Han}})\p{{Han}}(?!\p{{Han}})|{_NOUN}")
 _ACCENTS = regex.compile(r"(?<=\p{Latin})\p{Mn}+")
 _LONGEST: Final = 64
 """Characters of a word that are looked at: what is longer is data, not language."""
@@ -84,6 +90,18 @@ _FUNCTION_WORDS: Final = {
 }
 
 
+# The same for Chinese and Japanese, whatever the language: queries are cut at them. Only what is hardly ever part of a word.
+_CJK_FUNCTION_WORDS: Final = """
+    什么 什麼 怎么 怎麼 怎样 怎樣 哪里 哪裡 哪裏 哪儿 哪兒 哪个 哪個 为什么 為什麼 多少 几个 幾個 是谁 是誰 时候 時候
+    我们 我們 你们 你們 他们 他們 她们 她們 这个 這個 那个 那個 这里 這裡 那里 那裡 没有 沒有 有没有 有沒有 是不是 可以
+    一个 一個 因为 因為 所以 但是 还是 還是 如果 的 了 吗 嗎 呢 吧 啊 是 我 你 您 他 她 它 叫 很 这 這 那 哪 谁 誰 请 請
+    です でした でしょう ます ました ません ませんでした ください という から まで など こと もの どこ どの どんな どれ
+    どう いつ だれ なに なぜ どうして いくつ いくら している していた しました します する した いる いた います
+    いました ある あった あります ありました その この あの それ これ あれ だった について には では とは のは のが のを
+    ですか ますか 私 僕 俺 何 を
+"""
+
+
 class Words:
     """Cuts texts of one language (a name such as "german" or its code "de") into stems.
 
@@ -98,6 +116,7 @@ class Words:
         self._stemmer = _stemmer(self.language)
         given = _FUNCTION_WORDS.get(self.language, "").split() if function_words is None else function_words
         self._function_words = frozenset(_fold(word) for word in given)
+        self._breaks = _breaks(_CJK_FUNCTION_WORDS.split() if function_words is None else self._function_words)
 
     def count(self, text: str) -> Counter[str]:
         """The stems of a text, each with how often it occurs."""
@@ -105,7 +124,7 @@ class Words:
 
     def content(self, text: str) -> Counter[str]:
         """The same without function words: what a question is about. Empty when it is about nothing."""
-        return Counter(self._stems([word for word in _split(text) if word not in self._function_words]))
+        return Counter(self._stems([word for word in _split(text, self._breaks) if word not in self._function_words]))
 
     def _stems(self, words: list[str]) -> list[str]:
         stems = words if self._stemmer is None else self._stemmer.stemWords(words)
@@ -137,13 +156,32 @@ def _plain(stem: str) -> str:
     return unicodedata.normalize("NFC", _ACCENTS.sub("", unicodedata.normalize("NFD", stem)))
 
 
-def _split(text: str) -> list[str]:
+def _breaks(words: Iterable[str]) -> regex.Pattern[str] | None:
+    """Finds function words within runs that have no spaces, the longest first."""
+    inside = sorted((word for word in words if _PAIRED.fullmatch(word)), key=lambda word: (-len(word), word))
+    return regex.compile("|".join(inside)) if inside else None
+
+
+def _split(text: str, breaks: regex.Pattern[str] | None = None) -> list[str]:
+    """The words of a text; of a query, when it is told where runs without spaces break."""
     words: list[str] = []
     for match in _RUN.finditer(unicodedata.normalize("NFKC", text[:_LONGEST_TEXT]).casefold()):
         run = match.group()
         if match.lastgroup == "word":
             words.append(run[:_LONGEST])
+        elif match.lastgroup == "sea":
+            words.extend(_pieces(run, 3))
+        elif breaks is None:
+            words.extend(_pieces(run, 2))
+            words.extend(single for single in _SINGLES.findall(run) if single != run)
         else:
-            size = 2 if match.lastgroup == "cjk" else 3
-            words.extend(run[start : start + size] for start in range(max(1, len(run) - size + 1)))
+            parts = [part for part in breaks.split(run) if part]
+            for part in parts:
+                if len(part) > 1 or part == run:
+                    words.extend(_pieces(part, 2))
+                words.extend(single for single in _ALONE.findall(part) if single != run)
     return words
+
+
+def _pieces(run: str, size: int) -> list[str]:
+    return [run[start : start + size] for start in range(max(1, len(run) - size + 1))]

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,11 @@ import pytest
 from qdrant_client import AsyncQdrantClient, QdrantClient, models
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
+from memory_engine import MemoryEngine
 from memory_engine.block import Erased, Record, Records
+from memory_engine.blocks import VectorMemoryBlock
 from memory_engine.blocks.vector.qdrant import QdrantVectorStore, point_id, word_index
+from memory_engine.blocks.vector.records import RecordsVectorStore
 from memory_engine.blocks.vector.store import Entry, Scope
 from memory_engine.errors import BlockError, BlockUnavailableError, ConfigurationError, MissingExtraError
 from memory_engine.testing import VectorStoreContract
@@ -618,3 +621,125 @@ async def test_a_limit_of_nothing(memory: AsyncQdrantClient, limit: int) -> None
     await store.add(scope_of(), [said(0, "a cat")])
     found = await store.search(scope_of(), ask("cat"), limit=limit)
     assert (list(found.items), found.total) == ([], 1)
+
+
+# -- records, in the database of the memory --------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def engine_on(path: Path) -> AsyncIterator[MemoryEngine]:
+    blocks = [VectorMemoryBlock(name=name, scope="user") for name in ("recall", "notes")]
+    async with MemoryEngine(async_database_uri=f"sqlite+aiosqlite:///{path / 'memory.db'}", memory_blocks=blocks) as engine:
+        yield engine
+
+
+@asynccontextmanager
+async def open_records(
+    engine: MemoryEngine, tenant: str = "acme", key: str = "one", block: str = "recall"
+) -> AsyncIterator[Scope]:
+    async with engine.session(f"of {key}", user_id=key, tenant=tenant).block(block) as bound:
+        assert isinstance(bound, VectorMemoryBlock)
+        yield bound._scope()
+
+
+class TestRecords(VectorStoreContract):
+    @pytest.fixture
+    def store(self) -> RecordsVectorStore:
+        return RecordsVectorStore()
+
+    @pytest.fixture
+    async def open_scope(self, tmp_path: Path) -> AsyncIterator[OpenScope]:
+        async with engine_on(tmp_path) as engine:
+
+            def opened(tenant: str = "acme", key: str = "one", block: str = "recall") -> AbstractAsyncContextManager[Scope]:
+                return open_records(engine, tenant, key, block)
+
+            yield opened
+
+
+class TestRecordsWithoutACache(TestRecords):
+    @pytest.fixture
+    def store(self) -> RecordsVectorStore:
+        return RecordsVectorStore(cache_bytes=0)
+
+
+async def texts_in(store: RecordsVectorStore, scope: Scope, query: str) -> list[str]:
+    found = await store.search(scope, ask(query), limit=10)
+    return [item.text for item, row in zip(found.items, found.counts.tolist(), strict=True) if any(row)]
+
+
+async def test_what_a_transaction_wrote_is_seen_by_it_alone(tmp_path: Path) -> None:
+    store = RecordsVectorStore()
+    async with engine_on(tmp_path) as engine:
+        async with open_records(engine) as scope:
+            await store.add(scope, [said(0, "a cat")])
+            assert await texts_in(store, scope, "cat") == ["a cat"]
+        with suppress(KeyError):
+            async with open_records(engine) as scope:
+                await store.add(scope, [said(1, "another cat")])
+                await store.remove(scope, "s1", [0])
+                assert await texts_in(store, scope, "cat") == ["another cat"]
+                assert await store.count(scope) == 1
+                raise KeyError
+        async with open_records(engine) as scope:
+            assert await texts_in(store, scope, "cat") == ["a cat"]
+
+
+async def test_a_transaction_that_is_undone_leaves_nothing_in_an_empty_scope(tmp_path: Path) -> None:
+    store = RecordsVectorStore()
+    async with engine_on(tmp_path) as engine:
+        with suppress(KeyError):
+            async with open_records(engine) as scope:
+                await store.add(scope, [said(0, "a cat")])
+                assert await texts_in(store, scope, "cat") == ["a cat"]
+                raise KeyError
+        async with open_records(engine) as scope:
+            assert await texts_in(store, scope, "cat") == []
+
+
+async def test_the_beginning_of_an_id_is_another_document(tmp_path: Path) -> None:
+    store = RecordsVectorStore()
+    async with engine_on(tmp_path) as engine:
+        async with open_records(engine) as scope:
+            await store.add(scope, [passage(name, 0, f"cat {name}") for name in ("a", "a:b", "a%", "a_", "ab")])
+        async with open_records(engine) as scope:
+            assert await store.remove_documents(scope, ["a", "a"]) == 1
+        async with open_records(engine) as scope:
+            assert await store.count(scope) == 4
+            assert await store.remove_documents(scope, ["a:b", "a%"]) == 2
+
+
+async def test_two_databases_with_the_same_users_are_apart(tmp_path: Path) -> None:
+    store = RecordsVectorStore()
+    for name in ("north", "south"):
+        (tmp_path / name).mkdir()
+    async with engine_on(tmp_path / "north") as north, engine_on(tmp_path / "south") as south:
+        async with open_records(north) as scope:
+            await store.add(scope, [said(0, "a cat")])
+        for engine, expected in ((north, ["a cat"]), (south, [])):
+            async with open_records(engine) as scope:
+                assert await texts_in(store, scope, "cat") == expected
+
+
+async def test_the_caches_of_scopes_stay_below_their_limit(tmp_path: Path) -> None:
+    store = RecordsVectorStore(cache_bytes=20_000)
+    async with engine_on(tmp_path) as engine:
+        for key in "abcdef":
+            async with open_records(engine, key=key) as scope:
+                await store.add(scope, [said(n, f"cat {n} of {key}", [1.0, float(n)]) for n in range(12)])
+        for key in "abcdefabc":
+            async with open_records(engine, key=key) as scope:
+                assert len(await texts_in(store, scope, f"of {key}")) == 12
+                [cache] = store._caches.values()
+                assert sum(index.bytes for index in cache._indexes.values()) <= 20_000
+                assert 1 <= len(cache._indexes) < 6
+
+
+async def test_an_item_of_a_newer_format_says_so(tmp_path: Path) -> None:
+    store = RecordsVectorStore()
+    async with engine_on(tmp_path) as engine:
+        async with open_records(engine) as scope:
+            scope.records.put("item:s1:0:0", {"text": "a cat", "role": "user", "tokens": 2}, blob=b"\xff\0\0\0\0", seq=0)
+        async with open_records(engine) as scope:
+            with pytest.raises(BlockError, match="newer version"):
+                await store.search(scope, ask("cat"), limit=5)
