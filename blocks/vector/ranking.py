@@ -99,8 +99,7 @@ class _Neighbours:
     """Hands values from items to those around them, never across the border of a conversation."""
 
     def __init__(self, follows: NDArray[np.bool_]) -> None:
-        run = np.cumsum(~follows)
-        self._same = [run[distance:] == run[:-distance] for distance in range(1, 9)]
+        self._run = np.cumsum(~follows)
 
     def spread(self, values: Scores, weights: Sequence[float]) -> Scores:
         """`values` plus what each item gets from those at distance 1, 2 …; rows are items."""
@@ -108,7 +107,7 @@ class _Neighbours:
         for distance, weight in enumerate(weights, start=1):
             if not weight or len(values) <= distance:
                 continue
-            same = self._same[distance - 1]
+            same = self._run[distance:] == self._run[:-distance]
             same = same if values.ndim == 1 else same[:, None]
             result[distance:] += weight * values[:-distance] * same
             result[:-distance] += weight * values[distance:] * same

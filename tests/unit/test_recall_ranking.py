@@ -1,0 +1,268 @@
+"""Scores from what a store counted: BM25 with neighbours, fusion, age, and the floor."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import log, log1p
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from memory_engine.blocks.vector.ranking import NO_FLOOR, Floor, Ranking, Weights, rank
+from memory_engine.blocks.vector.store import Candidates, Item
+
+PLAIN = Weights(context=(), rarity=1.0)
+"""BM25 as in the textbook."""
+
+
+def candidates(
+    counts: list[list[float]],
+    *,
+    lengths: list[float] | None = None,
+    dense: list[float] | None = None,
+    follows: list[bool] | None = None,
+    total: int | None = None,
+) -> Candidates:
+    table = np.array(counts, dtype=np.float32).reshape(len(counts), len(counts[0]) if counts else 1)
+    size = len(counts)
+    length = np.array(lengths if lengths is not None else [10.0] * size, dtype=np.float32)
+    return Candidates(
+        items=[Item(key=str(n), text=str(n), session_uid="s", seq=n) for n in range(size)],
+        counts=table,
+        lengths=length,
+        frequency=np.count_nonzero(table, axis=0).astype(np.float32),
+        average_length=float(length.mean()) if size else 0.0,
+        dense=None if dense is None else np.array(dense, dtype=np.float32),
+        follows=np.array(follows if follows is not None else [n > 0 for n in range(size)], dtype=np.bool_),
+        total=size if total is None else total,
+    )
+
+
+def ranked(found: Candidates, weights: Weights = PLAIN, floor: Floor = NO_FLOOR, ages: list[float] | None = None) -> Ranking:
+    days = None if ages is None else np.array(ages)
+    return rank(found, [1.0] * found.counts.shape[1], days, weights, floor)
+
+
+def naive_bm25(found: Candidates, query: list[float], weights: Weights) -> list[float]:
+    """The formula, word by word and item by item."""
+    counts, lengths, follows = found.counts.tolist(), found.lengths.tolist(), found.follows.tolist()
+    size = len(counts)
+
+    def around(item: int) -> list[tuple[int, float]]:
+        """The items whose words count for this one, each with its part."""
+        near = [(item, 1.0)]
+        for distance, part in enumerate(weights.context, start=1):
+            if item + distance < size and all(follows[item + 1 : item + distance + 1]):
+                near.append((item + distance, part))
+            if item - distance >= 0 and all(follows[item - distance + 1 : item + 1]):
+                near.append((item - distance, part))
+        return near
+
+    length = [sum(part * lengths[other] for other, part in around(item)) for item in range(size)]
+    average = sum(length) / size
+    scores = []
+    for item in range(size):
+        score = 0.0
+        for word, weight in enumerate(query):
+            frequency = sum(1 for row in counts if row[word])
+            rarity = log(1 + (found.total - frequency + 0.5) / (frequency + 0.5))
+            count = sum(part * counts[other][word] for other, part in around(item))
+            norm = weights.k1 * (1 - weights.b + weights.b * length[item] / max(average, 1e-9))
+            score += weight * rarity**weights.rarity * count * (weights.k1 + 1) / (count + norm) if count else 0.0
+        scores.append(score)
+    return scores
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> Candidates:
+    items, words = draw(st.integers(1, 12)), draw(st.integers(1, 4))
+    counts = [[float(draw(st.integers(0, 3))) for _ in range(words)] for _ in range(items)]
+    lengths = [sum(row) + draw(st.integers(1, 40)) for row in counts]
+    follows = [n > 0 and draw(st.booleans()) for n in range(items)]
+    return candidates(counts, lengths=lengths, follows=follows)
+
+
+WEIGHTS = st.builds(
+    Weights,
+    k1=st.floats(0.1, 3.0),
+    b=st.floats(0.0, 1.0),
+    rarity=st.floats(0.5, 2.0),
+    context=st.lists(st.sampled_from([0.0, 0.15, 0.5]), max_size=4).map(tuple),
+)
+
+
+@given(tables(), WEIGHTS, st.data())
+def test_scores_are_those_of_the_formula(found: Candidates, weights: Weights, data: st.DataObject) -> None:
+    words = found.counts.shape[1]
+    query = data.draw(st.lists(st.sampled_from([1.0, 0.5, 0.25]), min_size=words, max_size=words))
+    ranking = rank(found, query, None, weights, NO_FLOOR)
+    assert ranking.scores.tolist() == pytest.approx(naive_bm25(found, query, weights), rel=1e-5, abs=1e-9)
+    assert ranking.lexical.tolist() == ranking.scores.tolist()
+    assert ranking.relevant
+
+
+@given(tables())
+def test_conversations_do_not_touch(found: Candidates) -> None:
+    """What one conversation says changes nothing for another but how rare words are and how long items are."""
+    border = len(found.items) // 2
+    follows = found.follows.copy()
+    follows[border:][:1] = False
+    apart = replace(found, follows=follows)
+    weights = Weights(b=0.0)
+    before = ranked(apart, weights).scores[:border]
+    other = apart.counts.copy()
+    other[border:] = np.where(other[border:] > 0, 3.0, 0.0)
+    after = ranked(replace(apart, counts=other), weights).scores[:border]
+    assert after.tolist() == pytest.approx(before.tolist())
+
+
+def test_the_neighbours_of_a_find_score_too_but_less() -> None:
+    found = candidates([[0], [0], [0], [1], [0], [0], [0], [0]])
+    # Without correction for length: those at the ends have fewer words around them.
+    scores = ranked(found, Weights(b=0.0)).scores.tolist()
+    assert scores[3] > scores[2] == pytest.approx(scores[4]) > scores[1] > scores[0] > scores[7] == 0
+
+
+@pytest.mark.parametrize("distance", [1, 8, 9, 12, 13, 20])
+def test_neighbours_may_be_as_far_away_as_one_likes(distance: int) -> None:
+    scores = ranked(candidates([[1]] + [[0]] * 12), replace(PLAIN, context=(0.0,) * (distance - 1) + (0.5,))).scores
+    assert np.flatnonzero(scores).tolist() == [0, distance][: 2 if distance <= 12 else 1]
+
+
+def test_a_score_can_be_handed_on() -> None:
+    scores = ranked(candidates([[0], [1], [0], [0]]), replace(PLAIN, spread=(0.2,))).scores
+    assert scores.tolist() == pytest.approx([0.2 * scores[1], scores[1], 0.2 * scores[1], 0.0])
+
+
+def test_nothing_to_rank_is_irrelevant() -> None:
+    ranking = rank(candidates([]), [1.0], None, Weights(), Floor())
+    assert (len(ranking.scores), ranking.relevant) == (0, False)
+
+
+def test_a_query_without_words_is_irrelevant_but_ranks_by_vector() -> None:
+    assert not ranked(candidates([[], []]), floor=Floor()).relevant
+    ranking = ranked(candidates([[], [], []], dense=[0.1, 0.9, 0.2]), floor=Floor())
+    assert ranking.relevant
+    assert int(ranking.scores.argmax()) == 1
+
+
+# -- fusion ----------------------------------------------------------------------------------------------------------
+
+DENSE = [0.9, 0.1, 0.5, 0.2]
+COUNTS: list[list[float]] = [[0], [3], [1], [0]]
+
+
+@pytest.mark.parametrize("fusion", ["score", "rank"])
+def test_both_orders_count(fusion: str) -> None:
+    found = candidates(COUNTS, dense=DENSE)
+    scores = ranked(found, replace(PLAIN, fusion=fusion)).scores  # type: ignore[arg-type]
+    assert scores[2] > scores[3], "known to both beats unknown to both"
+    assert scores.min() >= 0
+
+
+@pytest.mark.parametrize(("share", "best"), [(1.0, 1), (0.0, 0), (7.0, 1), (-1.0, 0)])
+@pytest.mark.parametrize("fusion", ["score", "rank"])
+def test_either_may_decide_alone(fusion: str, share: float, best: int) -> None:
+    weights = replace(PLAIN, fusion=fusion, lexical=share)  # type: ignore[arg-type]
+    assert int(ranked(candidates(COUNTS, dense=DENSE), weights).scores.argmax()) == best
+
+
+def test_the_sum_of_scores_is_of_scores_from_0_to_1() -> None:
+    found = candidates(COUNTS, dense=DENSE)
+    lexical = ranked(found).lexical
+    dense = (found.dense - 0.1) / 0.8  # type: ignore[operator]
+    expected = 0.25 * lexical / lexical.max() + 0.75 * dense
+    assert ranked(found, replace(PLAIN, lexical=0.25)).scores.tolist() == pytest.approx(expected.tolist(), abs=1e-6)
+
+
+def test_reciprocal_ranks_are_summed() -> None:
+    scores = ranked(candidates(COUNTS, dense=DENSE), replace(PLAIN, fusion="rank", rank_constant=10)).scores
+    # Those that the words or the vectors put last get nothing from them.
+    assert scores.tolist() == pytest.approx([0.5 / 11, 0.5 / 11, 0.5 / 12 + 0.5 / 12, 0.5 / 13])
+
+
+def test_equal_similarities_say_nothing() -> None:
+    scores = ranked(candidates(COUNTS, dense=[0.5] * 4)).scores
+    assert int(scores.argmax()) == 1
+    assert scores[0] == scores[3] == 0
+
+
+@given(tables(), st.data())
+def test_fused_scores_are_never_negative_nor_nan(found: Candidates, data: st.DataObject) -> None:
+    size = len(found.items)
+    dense = np.array(data.draw(st.lists(st.floats(-1, 1, width=32), min_size=size, max_size=size)), dtype=np.float32)
+    for fusion in ("score", "rank"):
+        scores = ranked(replace(found, dense=dense), Weights(fusion=fusion, spread=(0.2,))).scores  # type: ignore[arg-type]
+        assert np.isfinite(scores).all()
+        assert (scores >= 0).all()
+
+
+# -- age -------------------------------------------------------------------------------------------------------------
+
+
+def test_an_item_counts_half_after_its_half_life() -> None:
+    found = candidates([[1], [1], [1], [1]])
+    fresh = ranked(found).scores
+    aged = ranked(found, replace(PLAIN, half_life=10.0), ages=[0.0, 10.0, 20.0, -5.0]).scores
+    assert (aged / fresh).tolist() == pytest.approx([1.0, 0.5, 0.25, 1.0]), "clocks that went back make nothing younger"
+
+
+# -- the floor -------------------------------------------------------------------------------------------------------
+
+
+def relevant(counts: list[list[float]], *, total: int = 1000, dense: list[float] | None = None, **floor: float) -> bool:
+    found = candidates([*counts, *([[0.0] * len(counts[0])] * 10)], total=total, dense=dense)
+    return ranked(found, Weights(), Floor(**floor)).relevant
+
+
+def test_two_words_of_a_question_are_enough() -> None:
+    assert relevant([[1, 1, 0, 0, 0]])
+
+
+def test_one_word_of_five_is_not_enough() -> None:
+    assert not relevant([[1, 0, 0, 0, 0]])
+
+
+def test_one_word_of_one_is_enough() -> None:
+    assert relevant([[1]])
+
+
+def test_two_words_far_apart_are_not_two_words_of_one_place() -> None:
+    near: list[list[float]] = [[1, 0, 0, 0, 0], [0, 1, 0, 0, 0]]
+    far: list[list[float]] = [[1, 0, 0, 0, 0], *([[0.0] * 5] * 8), [0, 1, 0, 0, 0]]
+    assert relevant(near)
+    assert not relevant(far)
+
+
+def test_a_word_that_nobody_said_makes_a_question_foreign() -> None:
+    everywhere: list[list[float]] = [[1, 0]] * 300
+    assert not relevant(everywhere, total=310)
+
+
+def test_vectors_stand_alone_only_when_they_are_strong() -> None:
+    def by_vector(best: float) -> bool:
+        return relevant([[0, 0, 0]], dense=[best] + [0.0] * 10)
+
+    assert by_vector(0.9)
+    assert not by_vector(0.3)
+
+
+def test_vectors_that_disagree_withdraw_what_words_say() -> None:
+    def by_both(best: float) -> bool:
+        return relevant([[1, 1, 1]], dense=[best] + [0.0] * 10)
+
+    assert by_both(0.35)
+    assert not by_both(0.05)
+
+
+def test_models_that_find_everything_alike_are_measured_from_their_mean() -> None:
+    assert not relevant([[0, 0, 0]], dense=[0.85] + [0.8] * 10)
+    assert relevant([[0, 0, 0]], dense=[0.99] + [0.8] * 10)
+
+
+def test_rarity_is_what_it_is_in_bm25() -> None:
+    [score] = ranked(candidates([[1]], total=100)).scores.tolist()
+    # Nothing but the one item is known, so that it is of average length.
+    assert score == pytest.approx(log1p((100 - 1 + 0.5) / 1.5))
