@@ -20,7 +20,7 @@ from memory_engine.blocks.embedders.protocol import CachedEmbedder, as_embedder
 from memory_engine.blocks.vector.ranking import NO_FLOOR, Floor, Ranking, Weights, rank
 from memory_engine.blocks.vector.records import RecordsVectorStore
 from memory_engine.blocks.vector.selection import Costs, Filling
-from memory_engine.blocks.vector.store import Candidates, Entry, Item, Probe, Scope, VectorStore
+from memory_engine.blocks.vector.store import Candidates, Entry, Item, Probe, Scope, VectorStore, follows
 from memory_engine.blocks.vector.transcript import (
     PLAIN,
     Layout,
@@ -50,6 +50,8 @@ _WRAPPING = 16
 _SPARE = 40
 """Tokens of room that are worth another filling."""
 _FILLINGS = 3
+_HELD = "held:"
+"""Records of what an outside store should hold: the first and last seq of each item, by session and delivery."""
 _FIELDS = {"speaker", "text", "role", "name", "time", "session_id", "metadata"}
 
 
@@ -176,6 +178,10 @@ class VectorMemoryBlock(BaseMemoryBlock[list[ContentBlock]]):
         if self._embedder is not None and self.preceding:
             before = await self._store.items(scope, context.session_uid, max(0, first - 8), first - 1)
         await self._store.add(scope, await self._entries(items, before))
+        if not self._own:
+            # Shared: an erasure must still find it, to take it off the list together with the items.
+            held = [[item.seq, item.last_seq] for item in items]
+            self.records.put(f"{_HELD}{context.session_uid}:{first:016d}", held, shared=True)
         self.stored_items += len(items)
         self.stored_model = self._embedder.identity if self._embedder else None
 
@@ -197,24 +203,38 @@ class VectorMemoryBlock(BaseMemoryBlock[list[ContentBlock]]):
 
     def _with_preceding(self, line: Sequence[Item], index: int) -> str:
         item = line[index]
-        if item.kind == "document":
-            return spoken(item)
-        before = [spoken(other)[:_CONTEXT_CHARACTERS] for other in line[max(0, index - self.preceding) : index]]
-        return "\n".join([*before, spoken(item)])
+        first = index
+        while first > max(0, index - self.preceding) and follows(line[first - 1], line[first]):
+            first -= 1
+        return "\n".join([*(spoken(other)[:_CONTEXT_CHARACTERS] for other in line[first:index]), spoken(item)])
 
     async def _aforget(self, session_uid: str | None, seqs: Sequence[int] | None) -> None:
         scope = self._scope()
-        # Counted before anything is removed, for a store that lost items earlier must go on being noticed.
-        held = self.stored_items
-        before = await self._store.count(scope)
         followers = await self._followers(scope, session_uid, seqs)
         await self._store.remove(scope, session_uid, seqs)
         for item, preceding in followers:
             await self._store.add(scope, await self._entries([item], preceding))
-        after = await self._store.count(scope)
-        # The records of erased messages are gone already when the items are records.
-        own = isinstance(self._store, RecordsVectorStore)
-        self.stored_items = after if own else max(0, held - max(0, before - after))
+        if self._own:
+            # The records of erased messages are gone already when the items are records.
+            self.stored_items = await self._store.count(scope)
+        else:
+            await self._strike(session_uid, seqs)
+
+    async def _strike(self, session_uid: str | None, seqs: Sequence[int] | None) -> None:
+        """Take what was erased off the list of what an outside store should hold.
+
+        By the list, not by what the store holds before and after: an erasure may be repeated that was cut off half way, and a
+        store that lost items earlier must go on being noticed.
+        """
+        gone = None if seqs is None else set(seqs)
+        async for page in self.records.pages(_HELD if session_uid is None else f"{_HELD}{session_uid}:"):
+            for record in page:
+                left = [] if gone is None else [span for span in record.data if gone.isdisjoint(range(span[0], span[1] + 1))]
+                self.stored_items = max(0, self.stored_items - (len(record.data) - len(left)))
+                if not left:
+                    self.records.delete(record.key)
+                elif len(left) < len(record.data):
+                    self.records.put(record.key, left, shared=True)
 
     async def _followers(
         self, scope: Scope, session_uid: str | None, seqs: Sequence[int] | None
@@ -243,7 +263,6 @@ class VectorMemoryBlock(BaseMemoryBlock[list[ContentBlock]]):
         if self.floor is not None and not ranking.relevant:
             return []
         candidates, scores = await self._postprocessed(query, candidates, ranking)
-        scores = self._without_shown(candidates.items, scores)
         self._fill(candidates.items, scores)
         return self._section()
 
@@ -341,17 +360,12 @@ class VectorMemoryBlock(BaseMemoryBlock[list[ContentBlock]]):
             hits = list(await result) if inspect.isawaitable(result) else list(result)
         return hits
 
-    def _without_shown(self, items: Sequence[Item], scores: Any) -> Any:
-        shown, uid = self.context.shown, self.context.session_uid
-        if not shown:
-            return scores
-        first = min(shown)
-        for index, item in enumerate(items):
-            if item.session_uid == uid and item.last_seq is not None and item.last_seq >= first:
-                assert item.seq is not None
-                if not shown.isdisjoint(range(item.seq, item.last_seq + 1)):
-                    scores[index] = 0.0
-        return scores
+    def _is_shown(self, item: Item) -> bool:
+        """Whether history shows a message of the item."""
+        context = self.context
+        if item.seq is None or item.last_seq is None or item.session_uid != context.session_uid:
+            return False
+        return not context.shown.isdisjoint(range(item.seq, item.last_seq + 1))
 
     def _room(self) -> int:
         available = self.context.tokens_available
@@ -379,7 +393,15 @@ class VectorMemoryBlock(BaseMemoryBlock[list[ContentBlock]]):
         """Choose what to show. The cost of each item alone is an estimate; the text as a whole is counted."""
         layout, room = self._layout(), self._room()
         costs = self._costs(layout)
-        filling = Filling(items, scores, limit=self.similarity_top_k, least=self.least_score, layout=layout, costs=costs)
+        filling = Filling(
+            items,
+            scores,
+            limit=self.similarity_top_k,
+            least=self.least_score,
+            layout=layout,
+            costs=costs,
+            shown=self._is_shown,
+        )
         spare = room
         for _ in range(_FILLINGS):
             before = len(filling.chosen)
@@ -455,6 +477,9 @@ class VectorMemoryBlock(BaseMemoryBlock[list[ContentBlock]]):
             if self._embedder is None or self.stored_model != self._embedder.identity:
                 # Vectors of two models cannot be compared, and may not even fit into one table.
                 await self._store.remove(self._scope(), None, None)
+            async for page in self.records.pages(_HELD):
+                for record in page:
+                    self.records.delete(record.key)
             self.stored_items = 0
             self.stored_model = self._embedder.identity if self._embedder else None
             async for page in self.records.pages("document:", size=50):
@@ -487,6 +512,11 @@ class VectorMemoryBlock(BaseMemoryBlock[list[ContentBlock]]):
     def _store(self) -> VectorStore:
         store: VectorStore = _RECORDS if self.vector_store is None else self.vector_store
         return store
+
+    @property
+    def _own(self) -> bool:
+        """Whether items are committed together with the cursor, so that they cannot be lost by themselves."""
+        return isinstance(self._store, RecordsVectorStore)
 
     def _scope(self) -> Scope:
         context = self.context

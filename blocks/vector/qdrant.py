@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID, uuid5
 
 from memory_engine.block import Erased
-from memory_engine.blocks.vector.store import Candidates, Entry, Item, Probe, Scope, Vector
+from memory_engine.blocks.vector.store import Candidates, Entry, Item, Probe, Scope, Vector, follows
 from memory_engine.errors import BlockError, BlockUnavailableError, ConfigurationError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -721,7 +721,7 @@ def _candidates(
         # Of those that came back: nobody counts the words of a whole scope for each query.
         average_length=float(lengths.mean()) if items else 0.0,
         dense=None if vector is None else _cosines(ordered, vector),
-        follows=np.array([i > 0 and _follows(items[i - 1], items[i]) for i in range(len(items))], np.bool_),
+        follows=np.array([i > 0 and follows(items[i - 1], items[i]) for i in range(len(items))], np.bool_),
         total=total,
     )
 
@@ -766,15 +766,3 @@ def _in_order(found: list[_Found]) -> list[_Found]:
         return (0, began[uid][1], uid, item.seq or 0, item.part, item.key)
 
     return sorted(found, key=place)
-
-
-def _follows(before: Item, item: Item) -> bool:
-    if item.kind != before.kind:
-        return False
-    if item.kind == "document":
-        return item.document == before.document and item.part == before.part + 1
-    if item.session_uid != before.session_uid or item.seq is None or before.seq is None:
-        return False
-    if item.seq == before.seq:
-        return item.part == before.part + 1
-    return item.seq - (before.seq if before.last_seq is None else before.last_seq) <= _REACH

@@ -35,7 +35,7 @@ class Weights:
     b: float = 0.75
     rarity: float = 1.25
     context: tuple[float, ...] = (0.5, 0.3, 0.15)
-    lexical: float = 0.5
+    lexical: float = 0.45
     fusion: Literal["score", "rank"] = "score"
     rank_constant: float = 10.0
     spread: tuple[float, ...] = ()

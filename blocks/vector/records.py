@@ -8,6 +8,7 @@ changed since, in this process or another.
 from __future__ import annotations
 
 import asyncio
+import math
 import struct
 import threading
 from array import array
@@ -25,14 +26,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memory_engine.block import Erased, Record
-from memory_engine.blocks.vector.store import Candidates, Entry, Item, Probe, Scope, Vector
+from memory_engine.blocks.vector.store import GAP, PAUSE, Candidates, Entry, Item, Probe, Scope, Vector
 from memory_engine.errors import BlockError
 
 _PREFIX = "item:"
 _PAGE = 250
 """Records read at once: few enough that turning them into objects does not hold up the event loop."""
-_GAP = 2
-"""Messages that are that far apart follow each other."""
 _LONGEST_STEP = 256
 """A step begins at most so many messages before its last one."""
 _HEAD = struct.Struct("<BHH")
@@ -210,6 +209,7 @@ class _Index:
         self._row_of: dict[str, int] = {}
         self._dead = bytearray()
         self._lengths = array("f")
+        self._places = _Places()
         self._postings: dict[int, tuple[array[int], array[float]]] = defaultdict(lambda: (array("I"), array("f")))
         self._vectors: NDArray[np.float32] | None = None
         self._with_vectors = 0
@@ -236,6 +236,7 @@ class _Index:
         self._row_of[item.key] = row
         self._items.append(item)
         self._dead.append(0)
+        self._places.add(item)
         self._lengths.append(float(counts.sum()))
         for word, number in zip(words.tolist(), counts.tolist(), strict=True):
             rows, numbers = self._postings[word]
@@ -263,7 +264,7 @@ class _Index:
         """Everything there is, with what it is scored by."""
         with self._lock:
             if self._arranged is None:
-                self._arranged = _Arranged(self._items, self._dead, self._lengths)
+                self._arranged = _Arranged(self._items, self._dead, self._lengths, self._places)
             arranged = self._arranged
             size = len(arranged.items)
             counts = np.zeros((size, len(probe.words)), dtype=np.float32)
@@ -308,29 +309,51 @@ class _Index:
 class _Arranged:
     """The rows of an index in the order of their conversations."""
 
-    def __init__(self, items: list[Item], dead: bytearray, lengths: array[float]) -> None:
-        alive = [row for row in range(len(items)) if not dead[row]]
-        started: dict[str | None, datetime] = {}
-        for row in alive:
-            item = items[row]
-            at = item.at or _FAR_PAST
-            if item.session_uid not in started or at < started[item.session_uid]:
-                started[item.session_uid] = at
-
-        def place(row: int) -> tuple[Any, ...]:
-            item = items[row]
-            if item.kind == "document":
-                return (1, _FAR_PAST, item.document, 0, item.part)
-            return (0, started[item.session_uid], item.session_uid, item.seq, item.part)
-
-        alive.sort(key=place)
-        self.rows = np.array(alive, dtype=np.int64)
-        self.items = [items[row] for row in alive]
+    def __init__(self, items: list[Item], dead: bytearray, lengths: array[float], places: _Places) -> None:
+        self.rows, self.order = places.ordered(np.frombuffer(bytes(dead), dtype=np.uint8) == 0)
+        self.items = [items[row] for row in self.rows.tolist()]
         self.lengths = np.array(lengths, dtype=np.float32)[self.rows]
         self.place_of = np.full(len(items), -1, dtype=np.int64)
-        self.place_of[self.rows] = np.arange(len(alive))
-        self.order = _Order.of(self.items)
+        self.place_of[self.rows] = np.arange(len(self.rows))
         self.follows = self.order.follows()
+
+
+class _Places:
+    """Where each row of an index stands, as numbers, so that tens of thousands are put in order in no time."""
+
+    def __init__(self) -> None:
+        self._runs: dict[tuple[str, str], int] = {}
+        self._began: list[float] = []
+        self._run, self._seq, self._last, self._part = array("q"), array("q"), array("q"), array("q")
+        self._at = array("d")
+
+    def add(self, item: Item) -> None:
+        """The place of one more row."""
+        name = (item.kind, (item.document if item.kind == "document" else item.session_uid) or "")
+        run = self._runs.setdefault(name, len(self._runs))
+        at = item.at.timestamp() if item.at is not None else math.nan
+        if run == len(self._began):
+            self._began.append(math.inf)
+        if not at >= self._began[run]:
+            self._began[run] = -math.inf if math.isnan(at) else at
+        self._run.append(run)
+        # Passages of a document are those of one message, as it were.
+        self._seq.append(item.seq or 0)
+        self._last.append(_last_seq(item))
+        self._part.append(item.part)
+        self._at.append(at)
+
+    def ordered(self, alive: NDArray[np.bool_]) -> tuple[NDArray[np.int64], _Order]:
+        """The rows that are alive: conversations by the time at which they began, then documents by their id."""
+        rows = np.flatnonzero(alive)
+        names = sorted(self._runs, key=lambda name: (name[0] == "document", self._began[self._runs[name]], name[1]))
+        rank = np.zeros(len(names), dtype=np.int64)
+        rank[[self._runs[name] for name in names]] = np.arange(len(names))
+        # Copies: an array that numpy looks into cannot grow.
+        run = rank[np.array(self._run, dtype=np.int64)[rows]]
+        numbers = [np.array(each)[rows] for each in (self._seq, self._last, self._part, self._at)]
+        order = np.lexsort((numbers[2], numbers[0], run))
+        return rows[order], _Order(run[order], *(each[order] for each in numbers))
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,32 +364,19 @@ class _Order:
     seq: NDArray[np.int64]
     last: NDArray[np.int64]
     part: NDArray[np.int64]
+    at: NDArray[np.float64]
 
-    @classmethod
-    def of(cls, items: Sequence[Item]) -> _Order:
-        runs: dict[tuple[str | None, str | None], int] = {}
-        rows = [
-            (
-                runs.setdefault((item.session_uid, item.document), len(runs)),
-                # Passages of a document are those of one message, as it were.
-                0 if item.seq is None else item.seq,
-                _last_seq(item),
-                item.part,
-            )
-            for item in items
-        ]
-        table = np.array(rows, dtype=np.int64).reshape(len(rows), 4)
-        return cls(table[:, 0], table[:, 1], table[:, 2], table[:, 3])
-
-    def at(self, keep: NDArray[np.bool_]) -> _Order:
-        return _Order(self.run[keep], self.seq[keep], self.last[keep], self.part[keep])
+    def only(self, keep: NDArray[np.bool_]) -> _Order:
+        return _Order(self.run[keep], self.seq[keep], self.last[keep], self.part[keep], self.at[keep])
 
     def follows(self) -> NDArray[np.bool_]:
-        """Which items come directly after the one before; one message in between may have had nothing to store."""
+        """The function `follows` of all items at once."""
         result = np.zeros(len(self.run), dtype=np.bool_)
         next_part = (self.seq[1:] == self.seq[:-1]) & (self.part[1:] == self.part[:-1] + 1)
-        next_message = (self.seq[1:] > self.seq[:-1]) & (self.seq[1:] - self.last[:-1] <= _GAP)
-        result[1:] = (self.run[1:] == self.run[:-1]) & (next_part | next_message)
+        next_message = (self.seq[1:] > self.seq[:-1]) & (self.seq[1:] - self.last[:-1] <= GAP)
+        # A time that is missing is no pause.
+        paused = np.abs(self.at[1:] - self.at[:-1]) > PAUSE
+        result[1:] = (self.run[1:] == self.run[:-1]) & (next_part | (next_message & ~paused))
         return result
 
 
@@ -379,7 +389,7 @@ def _without(found: Candidates, order: _Order, erasing: tuple[Erased, ...]) -> C
         counts=found.counts[keep],
         lengths=found.lengths[keep],
         dense=None if found.dense is None else found.dense[keep],
-        follows=order.at(keep).follows(),
+        follows=order.only(keep).follows(),
     )
 
 

@@ -14,6 +14,8 @@ from memory_engine.blocks.vector.transcript import Layout, speaker
 
 _FAIR_LENGTH: Final = 200
 """Up to so many tokens, length does not count against an item: evidence in talk is short or long as it happens to be."""
+_CONSIDERED: Final = 4_000
+"""So many of the best items are considered; no context has room for more."""
 _MISSES: Final = 32
 """So many items that do not fit end the search: what comes after them is worth little."""
 
@@ -36,7 +38,7 @@ class Filling:
     """Items chosen for a section, the most worth first, at most `limit`, until they cost about what room there is.
 
     Items that score less than `least` times the best are left out however much room there is, and so are repetitions of
-    what is chosen already. The order does not depend on the room: more of it keeps what less of it showed, but for items
+    what is chosen already and what is `shown` elsewhere. The order does not depend on the room: more of it keeps what less of it showed, but for items
     that fit now and take the place of smaller ones after them.
     """
 
@@ -49,12 +51,15 @@ class Filling:
         least: float,
         layout: Layout,
         costs: Costs,
+        shown: Callable[[Item], bool],
     ) -> None:
         self.chosen: list[int] = []
-        self._items, self._layout, self._costs = items, layout, costs
+        self._items, self._layout, self._costs, self._shown = items, layout, costs, shown
         self._limit = len(items) if limit is None else limit
         best = float(scores.max()) if len(scores) else 0.0
         eligible = np.flatnonzero((scores > 0) & (scores >= least * best))
+        if len(eligible) > _CONSIDERED:
+            eligible = np.sort(eligible[np.argpartition(-scores[eligible], _CONSIDERED)[:_CONSIDERED]])
         tokens = np.fromiter((items[index].tokens for index in eligible.tolist()), dtype=np.float64, count=len(eligible))
         # Those that did not fit come last, so that more room meets them first.
         self._waiting: list[int] = eligible[np.argsort(-worth(scores[eligible], tokens), kind="stable")][::-1].tolist()
@@ -72,6 +77,8 @@ class Filling:
         while self._waiting and len(self.chosen) < self._limit and len(missed) < _MISSES:
             index = self._waiting.pop()
             item = self._items[index]
+            if self._shown(item):
+                continue
             said = (speaker(item), " ".join(item.text.split()).casefold())
             if said in self._said:
                 continue

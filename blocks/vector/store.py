@@ -41,6 +41,25 @@ class Item:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
+PAUSE = 3_600.0
+"""After so many seconds of silence a conversation begins anew: what comes then has not to do with what was before."""
+GAP = 2
+"""Messages whose seqs differ by no more follow one another: one in between may have had nothing to store."""
+
+
+def follows(before: Item, item: Item) -> bool:
+    """Whether an item comes directly after another in the same conversation or document."""
+    if (before.kind, before.session_uid, before.document) != (item.kind, item.session_uid, item.document):
+        return False
+    if before.seq == item.seq:
+        return item.part == before.part + 1
+    if before.seq is None or item.seq is None or item.seq < before.seq:
+        return False
+    if before.at is not None and item.at is not None and abs((item.at - before.at).total_seconds()) > PAUSE:
+        return False
+    return item.seq - (before.seq if before.last_seq is None else before.last_seq) <= GAP
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """An item with what it is found by: its words (each with how often it occurs) and, if there is an embedder, its vector."""
@@ -83,7 +102,7 @@ class Candidates:
     `counts[i, j]` says how often item i contains the j-th word of the probe (`Probe.words` in its order), `lengths[i]` how
     many words it has. `frequency[j]` is the number of items of the scope that contain word j, `average_length` the mean
     number of words of an item. `dense` are cosine similarities to the probe's vector, None without one; items without a
-    vector have 0. `follows[i]` says that item i comes directly after item i-1 in the same conversation or document.
+    vector have 0. `follows[i]` says that item i follows item i-1, by the function of that name.
     A store that looks at everything returns the whole scope; one that cannot returns its best `limit` and the items around
     them. `total` is the number of items in the scope.
     """

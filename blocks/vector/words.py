@@ -46,12 +46,10 @@ _CODES: Final = {
 # left out of queries, where "what did you do with the" would otherwise outweigh the one word that matters.
 _FUNCTION_WORDS: Final = {
     "english": """
-        a about above after again all also am an and any are as at be because been before being below between both but
-        by can could d did do does doing done down during each few for from further had has have having he her here
-        hers him his how i if in into is it its just ll m may me might more most must my no nor not of off on once
-        only or other our ours out over own re s same shall she should so some such t than that the their theirs them
-        then there these they this those through to too under until up us ve very was we were what when where which
-        while who whom whose why will with would you your yours
+        a about again also am an and are as at be been being but by can could d did do does done for from had has have
+        having he her here him his how i if in into is it its just ll m may me might must my no nor not of on or our
+        over re s shall she should so t than that the their them then there these they this those to under us ve was
+        we were what when where which who whom whose why will with would you your
     """,
     "german": """
         aber als am an auch auf aus bei bin bis bist da damit dann das dass dem den der des die dies diese dieser dir
