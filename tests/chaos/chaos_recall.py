@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chaos_blocks import QUICK, rows, words
+
 from memory_engine import MemoryEngine
 from memory_engine.blocks.vector.block import VectorMemoryBlock
 from memory_engine.blocks.vector.qdrant import QdrantVectorStore
