@@ -38,8 +38,8 @@ class Filling:
     """Items chosen for a section, the most worth first, at most `limit`, until they cost about what room there is.
 
     Items that score less than `least` times the best are left out however much room there is, and so are repetitions of
-    what is chosen already and what is `shown` elsewhere. The order does not depend on the room: more of it keeps what less of it showed, but for items
-    that fit now and take the place of smaller ones after them.
+    what is chosen already and what is `shown` elsewhere. The order does not depend on the room: more of it keeps what less
+    of it showed, but for items that fit now and take the place of smaller ones after them.
     """
 
     def __init__(
