@@ -183,13 +183,12 @@ class VectorMemoryBlock(BaseMemoryBlock[list[ContentBlock]]):
             held = [[item.seq, item.last_seq] for item in items]
             self.records.put(f"{_HELD}{context.session_uid}:{first:016d}", held, shared=True)
         self.stored_items += len(items)
-        self.stored_model = self._embedder.identity if self._embedder else None
 
     async def _entries(self, items: Sequence[Item], before: Sequence[Item]) -> list[Entry]:
         """Items with their words and, if there is an embedder, their vectors; `before` are those that precede the first."""
         assert self._words is not None
         words = [self._words.count(spoken(item)) for item in items]
-        if self._embedder is None:
+        if self._embedder is None or not await self._comparable():
             return [Entry(item, count) for item, count in zip(items, words, strict=True)]
         alone = [spoken(item) for item in items]
         line = [*before, *items]
@@ -200,6 +199,14 @@ class VectorMemoryBlock(BaseMemoryBlock[list[ContentBlock]]):
         share = self.preceding_share
         vectors = [_unit((1 - share) * rows[a] + share * rows[w]) for a, w in zip(alone, within, strict=True)]
         return [Entry(*each) for each in zip(items, words, vectors, strict=True)]
+
+    async def _comparable(self) -> bool:
+        """Whether vectors of this model may be added: until a `rebuild()` not to those of another one."""
+        assert self._embedder is not None
+        if self.stored_model in (None, self._embedder.identity) or await self._store.count(self._scope()) == 0:
+            self.stored_model = self._embedder.identity
+            return True
+        return False
 
     def _with_preceding(self, line: Sequence[Item], index: int) -> str:
         item = line[index]
@@ -470,13 +477,15 @@ class VectorMemoryBlock(BaseMemoryBlock[list[ContentBlock]]):
     async def rebuild(self) -> None:
         """Store everything of this scope anew: for a store that was lost or restored, or another embedding model.
 
-        Meanwhile what is stored goes on being found; a store that holds vectors of another dimension is emptied first.
-        It returns when the deliveries are due; `drain()` waits for them.
+        Meanwhile what is stored goes on being found, by words alone if the model is another. It returns when the deliveries
+        are due; `drain()` waits for them. What an old backup brought back of erased messages is removed.
+
+        :raises BlockError: the store cannot take vectors of this dimension; nothing was changed.
         """
         async with self.transaction():
-            if self._embedder is None or self.stored_model != self._embedder.identity:
-                # Vectors of two models cannot be compared, and may not even fit into one table.
-                await self._store.remove(self._scope(), None, None)
+            dimension = None if self._embedder is None else len((await self._embedder.embed([self.name]))[0])
+            same = self._embedder is None or self.stored_model in (None, self._embedder.identity)
+            await self._store.renew(self._scope(), dimension=dimension, same_model=same, keep=await self._expected())
             async for page in self.records.pages(_HELD):
                 for record in page:
                     self.records.delete(record.key)
@@ -488,12 +497,29 @@ class VectorMemoryBlock(BaseMemoryBlock[list[ContentBlock]]):
                     await self._add_passages(document, record.data["text"], record.data["metadata"])
             self._bound().absorb_again(keep_fields=True)
 
+    async def _expected(self) -> Callable[[Item], bool]:
+        """Whether an item should be in an outside store, by what was committed."""
+        if self._own:
+            return lambda item: True
+        spans: dict[str, set[tuple[int, int]]] = {}
+        async for page in self.records.pages(_HELD):
+            for record in page:
+                uid = record.key.removeprefix(_HELD).partition(":")[0]
+                spans.setdefault(uid, set()).update((first, last) for first, last in record.data)
+        documents = {r.key.removeprefix("document:") async for page in self.records.pages("document:") for r in page}
+
+        def expected(item: Item) -> bool:
+            if item.kind == "document":
+                return item.document in documents
+            return (item.seq, item.last_seq) in spans.get(item.session_uid or "", ())
+
+        return expected
+
     async def _add_passages(self, document: str, text: str, metadata: dict[str, Any]) -> None:
         split = _splitter(self.document_tokens, self.context.count)
         items = document_items(document, text, metadata, self.context.now, count=self.context.count, split=split)
         await self._store.add(self._scope(), await self._entries(items, ()))
         self.stored_items += len(items)
-        self.stored_model = self._embedder.identity if self._embedder else None
 
     async def _remove_documents(self, documents: Sequence[str] | None) -> int:
         ids = documents

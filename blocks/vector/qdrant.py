@@ -12,7 +12,7 @@ import math
 import random
 import sqlite3
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -186,6 +186,34 @@ class QdrantVectorStore:
     async def count(self, scope: Scope) -> int:
         """How many items the scope holds, exactly; 0 when there is no collection."""
         return await self._count(self._filter(scope))
+
+    async def renew(self, scope: Scope, *, dimension: int | None, same_model: bool, keep: Callable[[Item], bool]) -> None:
+        """Make or check the collection; then take away what must not stay, a page at a time."""
+        if dimension is not None:
+            await self._ready(dimension)
+        layout = await self._layout()
+        if layout is None:
+            return
+        try:
+            if layout.dimension is not None and not same_model:
+                everything = _models().FilterSelector(filter=self._filter(scope))
+                await self._call("delete_vectors", vectors=[self.dense_name], points=everything, wait=True)
+            await self._prune(scope, keep)
+        except _MissingError:
+            return
+
+    async def _prune(self, scope: Scope, keep: Callable[[Item], bool]) -> None:
+        within = self._filter(scope)
+        after: Any = None
+        while True:
+            points, after = await self._call(
+                "scroll", scroll_filter=within, limit=_PAGE, offset=after, with_payload=True, with_vectors=False
+            )
+            gone = [point.id for point in points if not keep(_item(point.payload))]
+            if gone:
+                await self._call("delete", points_selector=_models().PointIdsList(points=gone), wait=True)
+            if after is None:
+                return
 
     # -- searching -------------------------------------------------------------------------------------------
 
@@ -498,12 +526,13 @@ def _check_dimension(given: int, layout: _Layout, collection: str) -> None:
     if layout.dimension is None:
         raise BlockError(
             f"The Qdrant collection {collection!r} was made without vectors, for search by words. For an embed_model, give "
-            "another `collection` and rebuild the block."
+            "another `collection` to the store and call `rebuild()` on the bound block."
         )
     if given != layout.dimension:
         raise BlockError(
             f"The vectors have {given} dimensions, those in the Qdrant collection {collection!r} have {layout.dimension}. "
-            "For another embed_model, give another `collection` and rebuild the block."
+            "For another embed_model, give another `collection` to the store and call `rebuild()` on the bound block; delete "
+            "the old collection when no block uses it any more."
         )
 
 

@@ -14,7 +14,7 @@ import threading
 from array import array
 from bisect import bisect_left
 from collections import OrderedDict, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -128,6 +128,21 @@ class RecordsVectorStore:
                         removed += 1
         return removed
 
+    async def renew(self, scope: Scope, *, dimension: int | None, same_model: bool, keep: Callable[[Item], bool]) -> None:
+        """Write the items again without their vectors if another model makes the next ones; any dimension fits then.
+
+        Nothing can have come back that was erased: the items are in the backups of the messages.
+        """
+        if same_model:
+            return
+        # Read before anything is written, because each page is compared with all that was written.
+        for index, record in enumerate(await _all(scope)):
+            shared = record.session_uid is None
+            blob = _without_vector(record.blob or _NO_BLOB)
+            scope.records.put(record.key, record.data, blob=blob, seq=record.seq, session_uid=record.session_uid, shared=shared)
+            if index % _PAGE == _PAGE - 1:
+                await asyncio.sleep(0)
+
     async def count(self, scope: Scope) -> int:
         """How many items the scope holds, by its index."""
         if scope.records.written:
@@ -151,7 +166,7 @@ class RecordsVectorStore:
         cache = self._caches.setdefault(scope.records.database, _Cache(self._cache_bytes))
         index = cache.get((scope.key, scope.block))
         # Version 0: nothing was ever stored here, or the user or tenant was deleted.
-        if index is None or scope.deleted_version > index.version or not scope.version:
+        if index is None or index.worn or scope.deleted_version > index.version or not scope.version:
             index = _Index()
         if scope.version > index.version:
             records = await _all(scope, changed_since=index.version or None)
@@ -208,6 +223,7 @@ class _Index:
         self._items: list[Item] = []
         self._row_of: dict[str, int] = {}
         self._dead = bytearray()
+        self._has_vector = bytearray()
         self._lengths = array("f")
         self._places = _Places()
         self._postings: dict[int, tuple[array[int], array[float]]] = defaultdict(lambda: (array("I"), array("f")))
@@ -217,6 +233,11 @@ class _Index:
 
     def __len__(self) -> int:
         return len(self._row_of)
+
+    @property
+    def worn(self) -> bool:
+        """Whether most of it is what was replaced since, as after a rebuild."""
+        return len(self._items) > 1_000 + 2 * len(self._row_of)
 
     def apply(self, records: Sequence[Record], version: int) -> None:
         """Take records in. Taking one in twice is harmless, so that two readers may bring the same ones."""
@@ -233,9 +254,11 @@ class _Index:
         before = self._row_of.get(item.key)
         if before is not None:
             self._dead[before] = 1
+            self._with_vectors -= self._has_vector[before]
         self._row_of[item.key] = row
         self._items.append(item)
         self._dead.append(0)
+        self._has_vector.append(0)
         self._places.add(item)
         self._lengths.append(float(counts.sum()))
         for word, number in zip(words.tolist(), counts.tolist(), strict=True):
@@ -253,11 +276,13 @@ class _Index:
             # Another dimension is another model: what older vectors said cannot be compared with it.
             self._vectors = np.zeros((max(64, row + 1), len(vector)), dtype=np.float32)
             self._with_vectors = 0
+            self._has_vector = bytearray(row + 1)
         if row >= len(self._vectors):
             grown = np.zeros((max(2 * len(self._vectors), row + 1), len(vector)), dtype=np.float32)
             grown[: len(self._vectors)] = self._vectors
             self._vectors = grown
         self._vectors[row] = vector
+        self._has_vector[row] = 1
         self._with_vectors += 1
 
     def search(self, probe: Probe, erasing: tuple[Erased, ...]) -> Candidates:
@@ -495,6 +520,11 @@ def _unit(vector: Vector) -> NDArray[np.float32]:
 
 
 _NO_BLOB = _HEAD.pack(_FORMAT, 0, 0)
+
+
+def _without_vector(blob: bytes) -> bytes:
+    form, words, _ = _HEAD.unpack_from(blob)
+    return _HEAD.pack(form, words, 0) + blob[_HEAD.size : _HEAD.size + 6 * words]
 
 
 def _unpack(blob: bytes) -> tuple[NDArray[np.uint32], NDArray[np.uint16], NDArray[np.float32]]:

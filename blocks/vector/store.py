@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
@@ -143,3 +143,11 @@ class VectorStore(Protocol):
 
     async def count(self, scope: Scope) -> int:
         """How many items the scope holds."""
+
+    async def renew(self, scope: Scope, *, dimension: int | None, same_model: bool, keep: Callable[[Item], bool]) -> None:
+        """Get ready for everything to be added anew, while what is there goes on being found.
+
+        First of all raises `BlockError` when vectors of that dimension do not fit. Removes the items that `keep` is False
+        for: an old backup brought them back. Unless `same_model` takes away all vectors, so that only words find items until
+        they are added; vectors of two models cannot be compared.
+        """
