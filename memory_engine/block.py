@@ -185,7 +185,7 @@ class Records:
 
         It counts as coming from the session at work. To change a record that another session wrote, in a wider scope,
         hand on its own `seq` and `session_uid`: with the messages they name, the record is erased. A `shared` record comes
-        from no session: in the scope of a user or a tenant it stays when sessions go.
+        from no session: it stays when messages and sessions go, in the scope of one session until that is deleted.
 
         :raises BlockStateError: outside `_aput`, `_aforget` or `transaction()`, or for data that is not JSON.
         """
@@ -260,7 +260,7 @@ class BaseMemoryBlock(BaseModel, Generic[T]):
     max_tokens: int | None = Field(default=None, gt=0)
     """The most that the content of the section may cost, in tokens, however much room there is."""
     accept_short_term_memory: bool = True
-    """Whether flushed messages are delivered to `_aput`."""
+    """Whether flushed messages are delivered to `_aput`; what was flushed before this became False still is."""
     depends_on_query: bool = True
     """False for content that does not change with the query: `insert_method="split"` keeps it in the cached prefix."""
 

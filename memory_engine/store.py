@@ -414,7 +414,8 @@ class Store(Protocol):
 
     async def reset(self, session: SessionRow, spec: SessionSpec) -> SessionRow:
         """Delete the session's messages, flushes, cursors, parked chunks, session-scoped state and records, and the
-        records of wider scopes that came from it. The row stays with a new uid and a greater epoch; seqs go on.
+        records of wider scopes that came from it. The row stays with a new uid and a greater epoch; seqs go on. Records of
+        the session's own scope that came from no session (`shared`) stay, in the scope of the new uid.
         """
 
     async def delete_session(self, tenant: str, session_id: str) -> bool:

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, and_, delete, insert, select
+from sqlalchemy import Connection, and_, delete, insert, select, update
 
 from memory_engine.errors import MessageNotFoundError
 from memory_engine.sql.conversation import Conversation, new_uid
@@ -111,11 +111,13 @@ class Erasing:
         found = self._reading.lock(connection, session)
         if found is None:
             return session
+        uid = new_uid()
+        self._keep_shared(connection, found, uid)
         self._empty(connection, found, except_scopes=())
         return self._conversation.refresh(
             connection,
             found,
-            uid=new_uid(),
+            uid=uid,
             epoch=found.epoch + 1,
             revision=found.revision + 1,
             horizon=found.next_seq,
@@ -170,6 +172,18 @@ class Erasing:
         for table in (self._tables.records, self._tables.states):
             connection.execute(delete(table).where(table.c.scope_key == own))
         self._states.forget_records(connection, session.uid, None)
+
+    def _keep_shared(self, connection: Connection, session: SessionRow, uid: str) -> None:
+        """Take records that came from no message, such as documents, over into the scope of the session to come."""
+        records = self._tables.records
+        old, new = (
+            scope_key("session", tenant=session.tenant, user_id=session.user_id, session_uid=each) for each in (session.uid, uid)
+        )
+        shared = and_(records.c.scope_key == old, records.c.session_uid.is_(None))
+        for row in connection.execute(select(records.c.block).where(shared).distinct()).all():
+            state = self._states.touch(connection, new, row.block)
+            moved = update(records).where(shared, records.c.block == row.block)
+            connection.execute(moved.values(scope_key=new, version=state.version))
 
     # -- whole scopes ----------------------------------------------------------------------------------------
 

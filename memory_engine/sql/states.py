@@ -139,7 +139,7 @@ class States:
         lost = 0
         for key in change.delete:
             lost += connection.execute(self._delete_record, {**pair, "p_key": key}).rowcount
-        state = self._touch(connection, scope_key, block, lost=lost > 0, state=change.state, format=change.format)
+        state = self.touch(connection, scope_key, block, lost=lost > 0, state=change.state, format=change.format)
         if change.put:
             self._put(connection, scope_key, block, change.put, state.version)
         return state
@@ -164,7 +164,7 @@ class States:
     def clear(self, connection: Connection, scope_key: str, block: str) -> None:
         """Drop fields and records of a pair, but keep its versions growing for those who cached what was there."""
         connection.execute(self._delete_records, {"p_scope": scope_key, "p_block": block})
-        self._touch(connection, scope_key, block, lost=True, state="{}", format=1)
+        self.touch(connection, scope_key, block, lost=True, state="{}", format=1)
 
     def forget_records(self, connection: Connection, session_uid: str, seqs: Sequence[int] | None) -> None:
         """Delete the records that came from these messages of a session (None: from any), in all scopes."""
@@ -179,7 +179,7 @@ class States:
                 touched.update((pair.scope_key, pair.block) for pair in pairs)
                 connection.execute(delete(records).where(condition))
         for scope, block in sorted(touched):
-            self._touch(connection, scope, block, lost=True)
+            self.touch(connection, scope, block, lost=True)
 
     def records(
         self, connection: Connection, /, scope_key: str, block: str, *, keys: Sequence[str] | None, **options: Any
@@ -219,7 +219,7 @@ class States:
         statement = statement.order_by(columns.key)
         return statement.limit(bindparam("p_limit")) if "limit" in given else statement
 
-    def _touch(
+    def touch(
         self,
         connection: Connection,
         scope_key: str,
@@ -229,6 +229,7 @@ class States:
         state: str | None = None,
         format: int | None = None,  # noqa: A002 - the name of the column
     ) -> StateRow:
+        """Give a pair its next version; `lost` says that records went."""
         pair = {"p_scope": scope_key, "p_block": block}
         before = connection.execute(self._for_update, pair).first()
         if before is None:
