@@ -174,6 +174,8 @@ class VectorMemoryBlock(BaseMemoryBlock[list[ContentBlock]]):
         if not items:
             return
         scope, first = self._scope(), context.seqs[0]
+        if not self._own and not self.stored_items:
+            await self._begin()
         before: Sequence[Item] = ()
         if self._embedder is not None and self.preceding:
             before = await self._store.items(scope, context.session_uid, max(0, first - 8), first - 1)
@@ -200,6 +202,14 @@ class VectorMemoryBlock(BaseMemoryBlock[list[ContentBlock]]):
         vectors = [_unit((1 - share) * rows[a] + share * rows[w]) for a, w in zip(alone, within, strict=True)]
         return [Entry(*each) for each in zip(items, words, vectors, strict=True)]
 
+    async def _begin(self) -> None:
+        """What an outside store needs when it has nothing of the scope: after a reset the documents are there without it."""
+        if self.scope == "session":
+            async for page in self.records.pages(_HELD):
+                for record in page:
+                    self.records.delete(record.key)
+        await self._add_every_document()
+
     async def _comparable(self) -> bool:
         """Whether vectors of this model may be added: until a `rebuild()` not to those of another one."""
         assert self._embedder is not None
@@ -217,6 +227,9 @@ class VectorMemoryBlock(BaseMemoryBlock[list[ContentBlock]]):
 
     async def _aforget(self, session_uid: str | None, seqs: Sequence[int] | None) -> None:
         scope = self._scope()
+        if seqs is None and self.scope == "session":
+            # The scope ends with its session; what is left in it would never be found again.
+            session_uid = None
         followers = await self._followers(scope, session_uid, seqs)
         await self._store.remove(scope, session_uid, seqs)
         for item, preceding in followers:
@@ -491,10 +504,7 @@ class VectorMemoryBlock(BaseMemoryBlock[list[ContentBlock]]):
                     self.records.delete(record.key)
             self.stored_items = 0
             self.stored_model = self._embedder.identity if self._embedder else None
-            async for page in self.records.pages("document:", size=50):
-                for record in page:
-                    document = record.key.removeprefix("document:")
-                    await self._add_passages(document, record.data["text"], record.data["metadata"])
+            await self._add_every_document()
             self._bound().absorb_again(keep_fields=True)
 
     async def _expected(self) -> Callable[[Item], bool]:
@@ -514,6 +524,12 @@ class VectorMemoryBlock(BaseMemoryBlock[list[ContentBlock]]):
             return (item.seq, item.last_seq) in spans.get(item.session_uid or "", ())
 
         return expected
+
+    async def _add_every_document(self) -> None:
+        async for page in self.records.pages("document:", size=50):
+            for record in page:
+                document = record.key.removeprefix("document:")
+                await self._add_passages(document, record.data["text"], record.data["metadata"])
 
     async def _add_passages(self, document: str, text: str, metadata: dict[str, Any]) -> None:
         split = _splitter(self.document_tokens, self.context.count)

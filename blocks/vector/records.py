@@ -14,11 +14,12 @@ import threading
 from array import array
 from bisect import bisect_left
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from hashlib import blake2b
+from types import MappingProxyType
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -136,7 +137,8 @@ class RecordsVectorStore:
         if same_model:
             return
         # Read before anything is written, because each page is compared with all that was written.
-        for index, record in enumerate(await _all(scope)):
+        records = [record async for page in _pages(scope) for record in page]
+        for index, record in enumerate(records):
             shared = record.session_uid is None
             blob = _without_vector(record.blob or _NO_BLOB)
             scope.records.put(record.key, record.data, blob=blob, seq=record.seq, session_uid=record.session_uid, shared=shared)
@@ -169,27 +171,30 @@ class RecordsVectorStore:
         if index is None or index.worn or scope.deleted_version > index.version or not scope.version:
             index = _Index()
         if scope.version > index.version:
-            records = await _all(scope, changed_since=index.version or None)
-            await asyncio.to_thread(index.apply, records, scope.version)
+            # Page by page: the records of a large scope in memory at once would keep the garbage collector busy.
+            async for page in _pages(scope, changed_since=index.version or None):
+                await asyncio.to_thread(index.take, page)
+            index.reach(scope.version)
         cache.keep((scope.key, scope.block), index)
         return index
 
     async def _uncommitted(self, scope: Scope) -> _Index:
         """An index for one call, of the records as this transaction sees them."""
         index = _Index()
-        await asyncio.to_thread(index.apply, await _all(scope), scope.version)
+        async for page in _pages(scope):
+            await asyncio.to_thread(index.take, page)
+        index.reach(scope.version)
         return index
 
 
-async def _all(scope: Scope, changed_since: int | None = None) -> list[Record]:
+async def _pages(scope: Scope, changed_since: int | None = None) -> AsyncIterator[list[Record]]:
     after: str | None = None
-    records: list[Record] = []
     while page := await scope.records.list(_PREFIX, changed_since=changed_since, after_key=after, limit=_PAGE):
         after = page[-1].key
-        records += page
-        if len(page) < _PAGE:
+        last = len(page) < _PAGE
+        yield page
+        if last:
             break
-    return records
 
 
 class _Cache:
@@ -239,12 +244,16 @@ class _Index:
         """Whether most of it is what was replaced since, as after a rebuild."""
         return len(self._items) > 1_000 + 2 * len(self._row_of)
 
-    def apply(self, records: Sequence[Record], version: int) -> None:
+    def take(self, records: Sequence[Record]) -> None:
         """Take records in. Taking one in twice is harmless, so that two readers may bring the same ones."""
         with self._lock:
             for record in records:
                 if record.version > self.version or not self.version:
                     self._take(record)
+
+    def reach(self, version: int) -> None:
+        """Everything up to that version is in."""
+        with self._lock:
             self.version = max(self.version, version)
 
     def _take(self, record: Record) -> None:
@@ -493,7 +502,7 @@ def _item_of(record: Record) -> Item:
         part=data.get("part", 0),
         tokens=data["tokens"],
         document=document,
-        metadata=data.get("metadata", {}),
+        metadata=data.get("metadata") or _NOTHING,
     )
 
 
@@ -519,6 +528,8 @@ def _unit(vector: Vector) -> NDArray[np.float32]:
     return result
 
 
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+"""Shared by the items without metadata: of most scopes, all of them."""
 _NO_BLOB = _HEAD.pack(_FORMAT, 0, 0)
 
 
