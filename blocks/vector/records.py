@@ -13,7 +13,7 @@ import struct
 import threading
 from array import array
 from bisect import bisect_left
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -118,16 +118,16 @@ class RecordsVectorStore:
 
     async def remove_documents(self, scope: Scope, documents: Sequence[str] | None) -> int:
         """Delete the records of these documents' passages."""
-        removed = 0
+        keys: list[str] = []
         for document in [None] if documents is None else list(dict.fromkeys(documents)):
             prefix = "" if document is None else f"{document}:"
             async for page in scope.records.pages(f"{_PREFIX}document:{prefix}", size=_PAGE):
-                for record in page:
-                    # The id "a" is also the beginning of "a:b".
-                    if document is None or record.data["document"] == document:
-                        scope.records.delete(record.key)
-                        removed += 1
-        return removed
+                # The id "a" is also the beginning of "a:b".
+                keys += [record.key for record in page if document is None or record.data["document"] == document]
+        # Not earlier, because each page is compared with all that was written.
+        for key in keys:
+            scope.records.delete(key)
+        return len(keys)
 
     async def renew(self, scope: Scope, *, dimension: int | None, same_model: bool, keep: Callable[[Item], bool]) -> None:
         """Write the items again without their vectors if another model makes the next ones; any dimension fits then.
@@ -231,7 +231,7 @@ class _Index:
         self._has_vector = bytearray()
         self._lengths = array("f")
         self._places = _Places()
-        self._postings: dict[int, tuple[array[int], array[float]]] = defaultdict(lambda: (array("I"), array("f")))
+        self._postings = _Postings()
         self._vectors: NDArray[np.float32] | None = None
         self._with_vectors = 0
         self._arranged: _Arranged | None = None
@@ -270,10 +270,7 @@ class _Index:
         self._has_vector.append(0)
         self._places.add(item)
         self._lengths.append(float(counts.sum()))
-        for word, number in zip(words.tolist(), counts.tolist(), strict=True):
-            rows, numbers = self._postings[word]
-            rows.append(row)
-            numbers.append(number)
+        self._postings.add(row, words, counts)
         self._keep_vector(row, vector)
         self._arranged = None
         self.bytes += 400 + 2 * len(item.text) + 8 * len(words) + 4 * len(vector)
@@ -303,12 +300,10 @@ class _Index:
             size = len(arranged.items)
             counts = np.zeros((size, len(probe.words)), dtype=np.float32)
             for column, word in enumerate(probe.words):
-                if (posting := self._postings.get(_hash(word))) is not None:
-                    # Copies: an array that numpy looks into cannot grow.
-                    rows, numbers = np.array(posting[0], dtype=np.int64), np.array(posting[1], dtype=np.float32)
-                    places = arranged.place_of[rows]
-                    alive = places >= 0
-                    counts[places[alive], column] = numbers[alive]
+                rows, numbers = self._postings.of(_hash(word))
+                places = arranged.place_of[rows]
+                alive = places >= 0
+                counts[places[alive], column] = numbers[alive]
             dense = self._similar(probe.vector, arranged)
         found = Candidates(
             items=arranged.items,
@@ -338,6 +333,56 @@ class _Index:
             scores = np.concatenate([scores, np.zeros(len(self._items) - len(scores), dtype=np.float32)])
         similar: NDArray[np.float32] = scores[arranged.rows]
         return similar
+
+
+class _Postings:
+    """Which rows contain a word, and how often: sorted by word, and what came since then beside it."""
+
+    def __init__(self) -> None:
+        self._sorted = _Occurrences.of([])
+        self._recent = _Occurrences.of([])
+        self._added: list[tuple[int, NDArray[np.uint32], NDArray[np.uint16]]] = []
+
+    def add(self, row: int, words: NDArray[np.uint32], counts: NDArray[np.uint16]) -> None:
+        """The words of one more row."""
+        self._added.append((row, words, counts))
+
+    def of(self, word: int) -> tuple[NDArray[np.int64], NDArray[np.uint16]]:
+        """Rows and counts of a word."""
+        if self._added:
+            self._recent = self._recent.and_(_Occurrences.of(self._added))
+            self._added = []
+            if len(self._recent.words) > 1_000 + len(self._sorted.words) // 4:
+                self._sorted = self._sorted.and_(self._recent).in_order()
+                self._recent = _Occurrences.of([])
+        low, high = np.searchsorted(self._sorted.words, [word, word + 1])
+        recent = self._recent.words == word
+        rows = np.concatenate([self._sorted.rows[low:high], self._recent.rows[recent]])
+        return rows, np.concatenate([self._sorted.counts[low:high], self._recent.counts[recent]])
+
+
+@dataclass(frozen=True, slots=True)
+class _Occurrences:
+    """Words, the rows that they are in, and how often: parallel arrays."""
+
+    words: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    counts: NDArray[np.uint16]
+
+    @classmethod
+    def of(cls, added: Sequence[tuple[int, NDArray[np.uint32], NDArray[np.uint16]]]) -> _Occurrences:
+        rows = np.repeat([row for row, _, _ in added], [len(words) for _, words, _ in added]).astype(np.int64)
+        words = np.concatenate([np.empty(0, dtype=np.uint32), *(words for _, words, _ in added)])
+        counts = np.concatenate([np.empty(0, dtype=np.uint16), *(counts for _, _, counts in added)])
+        return cls(words.astype(np.int64), rows, counts)
+
+    def and_(self, other: _Occurrences) -> _Occurrences:
+        words, rows = np.concatenate([self.words, other.words]), np.concatenate([self.rows, other.rows])
+        return _Occurrences(words, rows, np.concatenate([self.counts, other.counts]))
+
+    def in_order(self) -> _Occurrences:
+        order = np.argsort(self.words, kind="stable")
+        return _Occurrences(self.words[order], self.rows[order], self.counts[order])
 
 
 class _Arranged:
