@@ -9,6 +9,7 @@ import string
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 from typing import Any
 from uuid import uuid4
 
@@ -50,6 +51,8 @@ _WRAPPING = 16
 _SPARE = 40
 """Tokens of room that are worth another filling."""
 _FILLINGS = 3
+_TOGETHER = 100
+"""Documents that are cut and embedded together."""
 _HELD = "held:"
 """Records of what an outside store should hold: the first and last seq of each item, by session and delivery."""
 _FIELDS = {"speaker", "text", "role", "name", "time", "session_id", "metadata"}
@@ -354,7 +357,7 @@ class VectorMemoryBlock(BaseMemoryBlock[list[ContentBlock]]):
             async with asyncio.timeout(self.embed_timeout):
                 return await self._embedder.embed_query(query[0][0])
         except (BlockUnavailableError, TimeoutError) as error:
-            self._note(f"the query could not be embedded ({error or 'too slow'}): words alone were compared")
+            self._note(f"the query could not be embedded ({str(error) or 'too slow'}): words alone were compared")
             return None
 
     def _note(self, note: str) -> None:
@@ -476,10 +479,14 @@ class VectorMemoryBlock(BaseMemoryBlock[list[ContentBlock]]):
             raise ValueError(f"{len(texts)} texts with {len(each)} metadata; give one object for all or one for each")
         documents = [str(data.get("id") or uuid4().hex) for data in each]
         async with self.transaction():
-            for document, text, data in zip(documents, texts, each, strict=True):
-                await self._remove_documents([document])
-                self.records.put(f"document:{document}", {"text": text, "metadata": dict(data)}, shared=True)
-                await self._add_passages(document, text, dict(data))
+            # Ids made here are new; of texts with the same id, the last one counts.
+            await self._remove_documents(list(dict.fromkeys(str(data["id"]) for data in each if data.get("id"))))
+            latest = dict(zip(documents, zip(texts, map(dict, each), strict=True), strict=True))
+            for document, (text, data) in latest.items():
+                self.records.put(f"document:{document}", {"text": text, "metadata": data}, shared=True)
+            added = [(document, text, data) for document, (text, data) in latest.items()]
+            for start in range(0, len(added), _TOGETHER):
+                await self._add_passages(added[start : start + _TOGETHER])
         return documents
 
     async def remove_documents(self, documents: Sequence[str] | None = None) -> int:
@@ -526,14 +533,20 @@ class VectorMemoryBlock(BaseMemoryBlock[list[ContentBlock]]):
         return expected
 
     async def _add_every_document(self) -> None:
-        async for page in self.records.pages("document:", size=50):
-            for record in page:
-                document = record.key.removeprefix("document:")
-                await self._add_passages(document, record.data["text"], record.data["metadata"])
+        async for page in self.records.pages("document:", size=_TOGETHER):
+            prefix = len("document:")
+            await self._add_passages([(record.key[prefix:], record.data["text"], record.data["metadata"]) for record in page])
 
-    async def _add_passages(self, document: str, text: str, metadata: dict[str, Any]) -> None:
-        split = _splitter(self.document_tokens, self.context.count)
-        items = document_items(document, text, metadata, self.context.now, count=self.context.count, split=split)
+    async def _add_passages(self, documents: Sequence[tuple[str, str, dict[str, Any]]]) -> None:
+        """Store the passages of documents, each an id, a text and metadata; embedded together."""
+        count, now = self.context.count, self.context.now
+        split = _splitter(self.document_tokens, count)
+
+        def passages() -> list[Item]:
+            each = (document_items(document, text, data, now, count=count, split=split) for document, text, data in documents)
+            return list(chain.from_iterable(each))
+
+        items = await asyncio.to_thread(passages)
         await self._store.add(self._scope(), await self._entries(items, ()))
         self.stored_items += len(items)
 
@@ -543,7 +556,8 @@ class VectorMemoryBlock(BaseMemoryBlock[list[ContentBlock]]):
             ids = [record.key.removeprefix("document:") async for page in self.records.pages("document:") for record in page]
         known = [document for document in ids if await self.records.get(f"document:{document}") is not None]
         if known:
-            self.stored_items = max(0, self.stored_items - await self._store.remove_documents(self._scope(), known))
+            removed = await self._store.remove_documents(self._scope(), None if documents is None else known)
+            self.stored_items = max(0, self.stored_items - removed)
         for document in known:
             self.records.delete(f"document:{document}")
         return len(known)

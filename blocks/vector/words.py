@@ -11,7 +11,7 @@ from __future__ import annotations
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, Final
 
 import regex
@@ -21,7 +21,7 @@ from memory_engine.errors import BlockDefinitionError
 _RUN = regex.compile(
     r"(?P<cjk>[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}\u30fc\u3005]+)"
     r"|(?P<sea>[\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]+)"
-    r"|(?P<word>(?:(?![\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}])[\p{L}\p{M}\p{N}_])+)"
+    r"|(?P<word>(?:(?![\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}])[\p{L}\p{M}\p{N}])+)"
 )
 _PAIRED = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}\u30fc\u3005]+")
 _NOUN = r"^\p{Hangul}(?=\p{Hangul}$)"
@@ -114,6 +114,7 @@ class Words:
         self._stemmer = _stemmer(self.language)
         given = _FUNCTION_WORDS.get(self.language, "").split() if function_words is None else function_words
         self._function_words = frozenset(_fold(word) for word in given)
+        self._guesses = function_words is None and self.language != "none"
         self._breaks = _breaks(_CJK_FUNCTION_WORDS.split() if function_words is None else self._function_words)
 
     def count(self, text: str) -> Counter[str]:
@@ -122,7 +123,14 @@ class Words:
 
     def content(self, text: str) -> Counter[str]:
         """The same without function words: what a question is about. Empty when it is about nothing."""
-        return Counter(self._stems([word for word in _split(text, self._breaks) if word not in self._function_words]))
+        words = _split(text, self._breaks)
+        grammar = self._function_words
+        if self._guesses:
+            # A question in another language than that of the stemmer has other words of grammar.
+            found = {language: sum(word in known for word in words) for language, known in _grammars().items()}
+            likely = max(found, key=lambda language: (found[language], language == self.language))
+            grammar |= _grammars()[likely]
+        return Counter(self._stems([word for word in words if word not in grammar]))
 
     def _stems(self, words: list[str]) -> list[str]:
         stems = words if self._stemmer is None else self._stemmer.stemWords(words)
@@ -141,6 +149,11 @@ def _stemmer(language: str) -> Any:
         raise BlockDefinitionError(
             f'There is no stemmer for the language {language!r}. Use one of {known}; or "none" to leave words as they are.'
         ) from None
+
+
+@cache
+def _grammars() -> dict[str, frozenset[str]]:
+    return {language: frozenset(map(_fold, words.split())) for language, words in _FUNCTION_WORDS.items()}
 
 
 @lru_cache(maxsize=4096)

@@ -31,6 +31,7 @@ def shared(words: Words, query: str, text: str) -> set[str]:
         ("english", "flight 1202", "alarm 1202, again"),
         ("english", "٣٤", "the numbers ٣٤"),
         ("english", "max_tokens", "set max_tokens to 5"),
+        ("english", "status of the flight", '[flight_status {"number": 5}]'),
         ("english", "straße", "STRASSE"),
         ("de", "Welche Häuser?", "ein Haus am See"),
         ("german", "Bucher", "viele Bücher"),
@@ -104,6 +105,14 @@ def test_function_words_are_stored_but_not_asked_for() -> None:
     assert not GERMAN.content("Wo war er, und was ist das?")
     assert set(GERMAN.content("für wen ist der Kuchen")) == {"kuch"}
     assert not Words("fr").content("À qui est-ce, et où était-il ?")
+
+
+def test_questions_in_other_languages_lose_their_function_words_too() -> None:
+    assert set(ENGLISH.content("Wo sind die Schlüssel?")) == {"schlussel"}
+    assert set(ENGLISH.content("¿Dónde está la casa de Ana?")) == {"casa", "ana"}
+    assert set(ENGLISH.content("When did the war begin, and did the man die?")) == {"war", "begin", "man", "die"}
+    assert set(GERMAN.content("What is the name of the dog?")) == {"nam", "dog"}
+    assert set(NONE.content("what is that")) == {"what", "is", "that"}
 
 
 def test_function_words_can_be_replaced() -> None:
