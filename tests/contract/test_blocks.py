@@ -15,6 +15,7 @@ import pytest
 from pydantic import Field
 
 from memory_engine import BaseMemoryBlock, ChatMessage, Limits, Memory, MemoryEngine, TextBlock
+from memory_engine.blocks import VectorMemoryBlock
 from memory_engine.errors import BlockError
 from memory_engine.testing import BlockContract, FakeEmbedder, ScriptedLLM
 
@@ -247,6 +248,23 @@ class TestEpisodes(BlockContract):
         # Messages carry the id and time of their session; their content is what is to be compared.
         fields, records = await super().observe(block)
         return fields, [(seq, data["blocks"]) for seq, data, _ in records]
+
+
+class TestVectorMemoryBlock(BlockContract):
+    @pytest.fixture
+    def block(self) -> VectorMemoryBlock:
+        return VectorMemoryBlock()
+
+    async def observe(self, block: BaseMemoryBlock[Any]) -> Any:
+        # Two runs say the same at different times.
+        fields, records = await super().observe(block)
+        return fields, [(seq, {**data, "at": None}, blob) for seq, data, blob in records]
+
+
+class TestVectorMemoryBlockWithAnEmbedder(TestVectorMemoryBlock):
+    @pytest.fixture
+    def block(self) -> VectorMemoryBlock:
+        return VectorMemoryBlock(embed_model=FakeEmbedder(32), max_tokens=200)
 
 
 # -- what only these blocks can show -----------------------------------------------------------------------------
