@@ -168,6 +168,12 @@ async def _points(client: AsyncQdrantClient) -> list[Stored]:
             assert isinstance(point.vector, dict)
             vector: Any = point.vector["words"]
             found_by = (tuple(vector.indices), tuple(vector.values), tuple(point.vector.get("dense", ())))
-            place = (item["session_id"], payload["session_uid"], payload["seq"], item["last_seq"], payload["part"])
+            place = (
+                item.get("session_id"),
+                payload.get("session_uid"),
+                payload.get("seq"),
+                item.get("last_seq"),
+                payload["part"],
+            )
             stored.append(Stored(payload["scope"], payload["block"], *place, item["text"], found_by))
     return stored
