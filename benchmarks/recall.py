@@ -231,12 +231,23 @@ def judge(question: Question, conversation: str, texts: Sequence[str], returned:
     )
 
 
-async def run(plan: Plan, datasets: Sequence[Dataset], say: Say) -> tuple[list[Row], list[str]]:
-    """The whole benchmark: one row for each system, ratio and budget on each dataset, and notes."""
+async def run(
+    plan: Plan, datasets: Sequence[Dataset], say: Say, save: Callable[[list[Row], list[str]], None] | None = None
+) -> tuple[list[Row], list[str]]:
+    """The whole benchmark: one row for each system, ratio and budget on each dataset, and notes.
+
+    `save` is given what there is after each system: some take hours, and what is measured should not be lost with them.
+    """
     systems, notes = entries(plan)
     rows: list[Row] = []
+    places = {dataset.name: place for place, dataset in enumerate(datasets)}
+    for entry in systems:
+        for dataset in datasets:
+            rows += await measure(dataset, plan, [entry], say)
+        rows.sort(key=lambda row: places[row.dataset])
+        if save is not None:
+            save(rows, [*notes, *falling(rows)])
     for dataset in datasets:
-        rows += await measure(dataset, plan, systems, say)
         if dropped := sum(conversation.dropped for conversation in dataset.conversations):
             notes.append(f"{dataset.name}: {dropped} turns of evidence were left out, their text does not identify them")
     return rows, notes + falling(rows)
@@ -509,13 +520,15 @@ def main(given: Sequence[str] | None = None) -> None:
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    rows, notes = asyncio.run(run(plan, datasets, say))
+    def save(rows: list[Row], notes: list[str]) -> None:
+        if options.out:
+            write(options.out, report(rows, notes), as_json(plan, rows, notes), say)
+
+    rows, notes = asyncio.run(run(plan, datasets, say, save))
     if not rows:
         raise SystemExit("\n".join(notes))
-    text = report(rows, notes)
-    print(text)
-    if options.out:
-        write(options.out, text, as_json(plan, rows, notes), say)
+    print(report(rows, notes))
+    save(rows, notes)
     if options.details:
         options.details.write_text("".join(f"{line}\n" for line in details(rows)), encoding="utf-8")
 
