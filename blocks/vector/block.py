@@ -118,7 +118,7 @@ class VectorMemoryBlock(BaseMemoryBlock[list[ContentBlock]]):
     """So many messages before an item are embedded with it, so that "yes, on Friday" is found by what it answers."""
     preceding_share: float = Field(default=0.7, ge=0, le=1)
     """The share of that vector in an item's vector; the rest is that of the item alone."""
-    item_tokens: int = Field(default=512, gt=0)
+    item_tokens: int = Field(default=1024, gt=0)
     """Messages above it become several items."""
     document_tokens: int = Field(default=256, gt=0)
     """Passages of documents are that long at most."""
@@ -533,9 +533,11 @@ class VectorMemoryBlock(BaseMemoryBlock[list[ContentBlock]]):
         return expected
 
     async def _add_every_document(self) -> None:
-        async for page in self.records.pages("document:", size=_TOGETHER):
-            prefix = len("document:")
-            await self._add_passages([(record.key[prefix:], record.data["text"], record.data["metadata"]) for record in page])
+        # Read before anything is written, because each page is compared with all that was written.
+        records = [record async for page in self.records.pages("document:", size=_TOGETHER) for record in page]
+        for start in range(0, len(records), _TOGETHER):
+            some = [(r.key.removeprefix("document:"), r.data) for r in records[start : start + _TOGETHER]]
+            await self._add_passages([(document, data["text"], data["metadata"]) for document, data in some])
 
     async def _add_passages(self, documents: Sequence[tuple[str, str, dict[str, Any]]]) -> None:
         """Store the passages of documents, each an id, a text and metadata; embedded together."""
@@ -551,10 +553,10 @@ class VectorMemoryBlock(BaseMemoryBlock[list[ContentBlock]]):
         self.stored_items += len(items)
 
     async def _remove_documents(self, documents: Sequence[str] | None) -> int:
-        ids = documents
-        if ids is None:
-            ids = [record.key.removeprefix("document:") async for page in self.records.pages("document:") for record in page]
-        known = [document for document in ids if await self.records.get(f"document:{document}") is not None]
+        if documents is None:
+            known = [record.key.removeprefix("document:") async for page in self.records.pages("document:") for record in page]
+        else:
+            known = [document for document in documents if await self.records.get(f"document:{document}") is not None]
         if known:
             removed = await self._store.remove_documents(self._scope(), None if documents is None else known)
             self.stored_items = max(0, self.stored_items - removed)

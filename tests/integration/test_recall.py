@@ -830,21 +830,38 @@ async def test_one_metadata_for_all_or_one_for_each(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="2 texts with 1 metadata"):
             await block.add_documents(["a", "b"], [{}])
         assert await block.add_documents([]) == []
+        assert await block.add_documents(["The first zebra. " * 200, "The second zebra."], {"id": "same"}) == ["same", "same"]
+        assert await item_texts(engine.session("one")) == ["The second zebra."]
 
 
-async def test_ten_thousand_passages_leave_the_history_alone(tmp_path: Path) -> None:
+async def test_the_passages_of_many_documents_are_embedded_together(tmp_path: Path) -> None:
+    embedder = FakeEmbedder()
+    async with engine_of(tmp_path, VectorMemoryBlock(embed_model=embedder)) as engine:
+        memory = engine.session("one")
+        await (await bound(memory)).add_documents([f"The zebra number {n}." for n in range(150)])
+        assert len(embedder.calls) <= 4
+        embedder.calls.clear()
+        await (await bound(memory)).rebuild()
+        await memory.drain(PATIENCE)
+        assert len(embedder.calls) <= 4
+        assert len(await item_texts(memory)) == 150
+
+
+async def test_thousands_of_passages_leave_the_history_alone(tmp_path: Path) -> None:
     block = VectorMemoryBlock(max_tokens=300)
     async with engine_of(tmp_path, block, token_limit=2_000) as engine:
         memory = engine.session("one")
         await memory.put_messages([{"role": "user", "content": "What grows there?"}, {"role": "assistant", "content": "Rye."}])
         await (await bound(memory)).add_documents(
-            [f"Field {n} of the estate carries barley, rye and oats." for n in range(10_000)]
+            [f"Field {n} of the estate carries barley, rye and oats." for n in range(3_000)]
         )
-        context = await memory.context("What is on field 7321 of the estate?")
+        context = await memory.context("What is on field 2321 of the estate?")
         assert [message.content for message in context.messages if message.role != "system"] == ["What grows there?", "Rye."]
-        assert "Field 7321 of" in context.messages[0].content
+        assert "Field 2321 of" in context.messages[0].content
         assert context.receipt.source("RetrievedMessages").given <= 340
         assert len(await memory.get_all()) == 2
+        assert await (await bound(memory)).remove_documents() == 3_000
+        assert await (await bound(memory)).records.count() == 0
 
 
 async def test_what_is_knowledge_may_be_shown_without_a_floor(tmp_path: Path) -> None:
