@@ -13,11 +13,14 @@ class Heard(BaseMemoryBlock[str]):
 
     name: str = "Heard"
     texts: list[str] = []
+    absent: bool = False
 
     async def _aget(self, messages: list[ChatMessage] | None = None, **block_kwargs: Any) -> str:
         return " | ".join(self.texts)
 
     async def _aput(self, messages: list[ChatMessage]) -> None:
+        if self.absent:
+            raise ConnectionError("not reachable")
         self.texts += [message.content for message in messages]
 
 
@@ -30,9 +33,13 @@ def opened(path: Path, session_id: str, scope: Literal["session", "user"] = "use
     )
 
 
-async def say(memory: Memory, *texts: str) -> None:
+async def put_away(memory: Memory, *texts: str) -> None:
     await memory.put_messages([{"role": "user", "content": text} for text in texts])
     await memory.flush(final=True)
+
+
+async def say(memory: Memory, *texts: str) -> None:
+    await put_away(memory, *texts)
     await memory.drain(timeout=30)
 
 
@@ -62,6 +69,21 @@ async def test_a_block_that_accepts_no_more_hears_no_more(tmp_path: Path) -> Non
     async with opened(tmp_path, "one") as memory:
         await say(memory, "c")
         assert await heard(memory) == ["a", "b", "c"]
+
+
+async def test_a_block_that_accepts_no_more_still_absorbs_what_was_flushed_before(tmp_path: Path) -> None:
+    """Until then the conversation is shown from there on, as nothing may be both invisible and unabsorbed."""
+    async with opened(tmp_path, "one", absent=True) as memory:
+        await put_away(memory, "a")
+        await memory.aclose(timeout=0)
+    async with opened(tmp_path, "one", absent=True, accept_short_term_memory=False) as memory:
+        await put_away(memory, "b")
+        assert [message.content for message in await memory.get()] == ["a", "b"]
+        await memory.aclose(timeout=0)
+    async with opened(tmp_path, "one", accept_short_term_memory=False) as memory:
+        await memory.drain(timeout=30)
+        assert await heard(memory) == ["a"]
+        assert [message.role for message in await memory.get()] == ["system"]  # its section, and nothing of the archive
 
 
 async def test_a_block_with_another_scope_starts_over_at_the_next_get(tmp_path: Path) -> None:

@@ -33,9 +33,11 @@ class Check:
     def __init__(self, machine: Machine, snapshot: Snapshot, entries: Sequence[Kept], context: Context) -> None:
         self.world, self.count = machine.world, machine.count
         self.row, self.entries = snapshot.session, entries
-        absorbed = {cursor.block for cursor in snapshot.cursors if cursor.cursor == cursor.target}
+        known = {cursor.block for cursor in snapshot.cursors}
         blocks = [*self.world.recording_blocks(), *self.world.any_blocks()]
-        self.lagging = any(block.accept_short_term_memory and block.name not in absorbed for block in blocks)
+        self.lagging = any(block.accept_short_term_memory and block.name not in known for block in blocks)
+        # Of every block: one that accepts no more still receives what was flushed before.
+        self.lagging = self.lagging or any(cursor.cursor != cursor.target for cursor in snapshot.cursors)
         # A block that is rebuilt after an erasure begins anew.
         self.lagging = self.lagging or any(state.pending_erasures for state in snapshot.states)
         self.messages, self.receipt = list(context.messages), context.receipt
