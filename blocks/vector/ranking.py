@@ -53,7 +53,7 @@ class Floor:
     """
 
     pair: float = 0.18
-    single: float = 0.5
+    single: float = 0.45
     weak: float = 0.2
     strong: float = 0.4
 
