@@ -125,7 +125,9 @@ def _lexical(candidates: Candidates, query: Scores, weights: Weights, nearby: _N
     saturation = weights.k1 * (1 - weights.b + weights.b * lengths / max(average, 1e-9))
     terms = counts * (weights.k1 + 1) / (counts + saturation[:, None])
     # In a scope of a few messages every word is common: as if there were as many as make a word's rarity mean something.
-    weight = np.log1p((max(total, _ENOUGH) - candidates.frequency + 0.5) / (candidates.frequency + 0.5))
+    # A word that was never said weighs as one that was said once: "allergy" must not outweigh "hazelnuts" and its "allergic".
+    known = np.maximum(candidates.frequency, 1.0)
+    weight = np.log1p((max(total, _ENOUGH) - known + 0.5) / (known + 0.5))
     shares = (np.minimum(counts, 1.0) @ weight) / max(float(weight.sum()), 1e-9)
     several = (counts >= _NOTED).sum(axis=1) >= _SEVERAL
     coverage = _Coverage(float(shares.max()), float(shares[several].max()) if several.any() else 0.0)

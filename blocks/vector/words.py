@@ -46,10 +46,11 @@ _CODES: Final = {
 # left out of queries, where "what did you do with the" would otherwise outweigh the one word that matters.
 _FUNCTION_WORDS: Final = {
     "english": """
-        a about again also am an and are as at be been being but by can could d did do does done for from had has have
-        having he her here him his how i if in into is it its just ll m may me might must my no nor not of on or our
-        over re s shall she should so t than that the their them then there these they this those to under us ve was
-        we were what when where which who whom whose why will with would you your
+        a about again against all also am among an and any are as at be been before being between both but by can
+        could d did do does done during each every few for from had has have having he her here him his how i if in
+        into is it its just ll m may me might more most must my no nor not of on once or other our over own per re s
+        same shall she should so some t than that the their them then there these they this those through to under us
+        ve via was we were what when where which who whom whose why will with within without would you your
     """,
     "german": """
         aber als am an auch auf aus bei bin bis bist da damit dann das dass dem den der des die dies diese dieser dir
