@@ -607,7 +607,7 @@ async def test_sessions_come_in_the_order_they_began_and_documents_last(memory: 
 
 
 async def test_words_on_one_place_are_added(memory: AsyncQdrantClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("memory_engine.blocks.vector.qdrant.word_index", lambda word: 7)
+    monkeypatch.setattr("memory_engine.blocks.vector.qdrant_points.word_index", lambda word: 7)
     store = QdrantVectorStore(memory)
     await store.add(scope_of(), [said(0, "cat dog")])
     found = await store.search(scope_of(), ask("fish bird"), limit=10)
