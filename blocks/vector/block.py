@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import math
 import string
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -51,6 +52,7 @@ _WRAPPING = 16
 _SPARE = 40
 """Tokens of room that are worth another filling."""
 _FILLINGS = 3
+_OVERESTIMATE = 1.03
 _TOGETHER = 100
 """Documents that are cut and embedded together."""
 _HELD = "held:"
@@ -383,12 +385,18 @@ class VectorMemoryBlock(BaseMemoryBlock[list[ContentBlock]]):
             hits = list(await result) if inspect.isawaitable(result) else list(result)
         return hits
 
-    def _is_shown(self, item: Item) -> bool:
-        """Whether history shows a message of the item."""
-        context = self.context
-        if item.seq is None or item.last_seq is None or item.session_uid != context.session_uid:
-            return False
-        return not context.shown.isdisjoint(range(item.seq, item.last_seq + 1))
+    def _is_shown(self) -> Callable[[Item], bool]:
+        """Whether history shows a message of an item."""
+        shown, uid = self.context.shown, self.context.session_uid
+        if not shown:
+            return lambda item: False
+
+        def is_shown(item: Item) -> bool:
+            if item.seq is None or item.last_seq is None or item.session_uid != uid:
+                return False
+            return not shown.isdisjoint(range(item.seq, item.last_seq + 1))
+
+        return is_shown
 
     def _room(self) -> int:
         available = self.context.tokens_available
@@ -423,9 +431,10 @@ class VectorMemoryBlock(BaseMemoryBlock[list[ContentBlock]]):
             least=self.least_score,
             layout=layout,
             costs=costs,
-            shown=self._is_shown,
+            shown=self._is_shown(),
         )
-        spare = room
+        # Lines cost a little less together than one by one: with this much more, one count is mostly enough.
+        spare = room * _OVERESTIMATE
         for _ in range(_FILLINGS):
             before = len(filling.chosen)
             filling.extend(spare)
@@ -435,7 +444,7 @@ class VectorMemoryBlock(BaseMemoryBlock[list[ContentBlock]]):
             worths = {index: float(-place) for place, index in enumerate(filling.chosen)}
             self._show([(items[index], worths[index]) for index in sorted(filling.chosen)])
             spare = room - self._tokens
-            if filling.exhausted or spare < _SPARE + room // 50:
+            if filling.exhausted or spare < _SPARE + room // 25:
                 break
         if self._tokens > room:
             self._drop(self._tokens - room)
@@ -450,17 +459,22 @@ class VectorMemoryBlock(BaseMemoryBlock[list[ContentBlock]]):
 
     def _drop(self, tokens: int) -> None:
         """Leave out the items of least worth, as few as it takes for the text to cost that many tokens less."""
-        everything, goal = self._shown, self._tokens - tokens
-        worths = sorted((worth for _, worth in everything), reverse=True)
-        fits, size = 0, len(worths)
-        while fits < size:
-            middle = (fits + size + 1) // 2
-            self._show([pair for pair in everything if pair[1] >= worths[middle - 1]])
-            if self._tokens <= goal:
-                fits = middle
-            else:
-                size = middle - 1
-        self._show([pair for pair in everything if fits and pair[1] >= worths[fits - 1]])
+        everything, goal = sorted(self._shown, key=lambda pair: -pair[1]), self._tokens - tokens
+
+        def fits(size: int) -> bool:
+            least = everything[size - 1][1] if size else math.inf
+            self._show([pair for pair in shown if pair[1] >= least])
+            return self._tokens <= goal
+
+        # Mostly a few are enough; the text is counted for each attempt.
+        shown, gone = self._shown, 1
+        while gone < len(everything) and not fits(len(everything) - gone):
+            gone *= 2
+        low, high = max(0, len(everything) - gone), len(everything) - gone // 2 - 1
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if fits(middle) else (low, middle - 1)
+        fits(low)
 
     # -- knowledge -------------------------------------------------------------------------------------------
 

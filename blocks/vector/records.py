@@ -19,6 +19,8 @@ from memory_engine.blocks.vector.rows import NO_BLOB, PREFIX, data_of, dimension
 from memory_engine.blocks.vector.store import Candidates, Entry, Item, Probe, Scope
 from memory_engine.errors import BlockError
 
+_SMALL = 2_000
+"""Up to so many items are searched on the event loop, in less time than a thread would take to begin."""
 _PAGE = 250
 """Records read at once: few enough that turning them into objects does not hold up the event loop."""
 _LONGEST_STEP = 256
@@ -65,6 +67,8 @@ class RecordsVectorStore:
         """Every item of the scope, scored exactly; `limit` is not needed."""
         # What is written but not committed is seen by this call alone, so it must not get into what all share.
         index = await self._index(scope) if not scope.records.written else await self._uncommitted(scope)
+        if len(index) <= _SMALL:
+            return index.search(probe, scope.erasing)
         return await asyncio.to_thread(index.search, probe, scope.erasing)
 
     async def items(self, scope: Scope, session_uid: str, from_seq: int, to_seq: int) -> Sequence[Item]:

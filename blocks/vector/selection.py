@@ -77,6 +77,9 @@ class Filling:
         while self._waiting and len(self.chosen) < self._limit and len(missed) < _MISSES:
             index = self._waiting.pop()
             item = self._items[index]
+            if item.tokens >= room:
+                missed.append(index)
+                continue
             if self._shown(item):
                 continue
             said = (speaker(item), " ".join(item.text.split()).casefold())
