@@ -23,7 +23,7 @@ from memory_engine.blocks.vector.qdrant_filters import (
     slices,
     touching,
 )
-from memory_engine.blocks.vector.qdrant_layout import KEYWORDS, NUMBERS, Layout, check_dimension, layout_of
+from memory_engine.blocks.vector.qdrant_layout import KEYWORDS, NUMBERS, CollectionLayout, check_dimension, layout_of
 from memory_engine.blocks.vector.qdrant_points import (
     AVERAGE_WORDS,
     K1,
@@ -101,7 +101,7 @@ class QdrantVectorStore:
         self._retries = retries
         self._backoff = backoff
         self._create = dict(create or {})
-        self._known: Layout | None = None
+        self._known: CollectionLayout | None = None
         self._making = asyncio.Lock()
 
     def __repr__(self) -> str:
@@ -261,7 +261,7 @@ class QdrantVectorStore:
 
     # -- the collection --------------------------------------------------------------------------------------
 
-    async def _layout(self) -> Layout | None:
+    async def _layout(self) -> CollectionLayout | None:
         """What the collection is made of, None if it does not exist. Readers do not create it."""
         if self._known is None:
             try:
@@ -299,7 +299,7 @@ class QdrantVectorStore:
             if await self._layout() is None:
                 raise
 
-    async def _index(self, layout: Layout) -> None:
+    async def _index(self, layout: CollectionLayout) -> None:
         """Payload indexes that are missing, also after a crash between the collection and its indexes."""
         options = getattr(self.client, "init_options", {})
         if options.get("location") == ":memory:" or options.get("path") is not None:
@@ -313,7 +313,7 @@ class QdrantVectorStore:
                 tenant = True if key in {"tenant", "scope"} else None
                 schema = models.KeywordIndexParams(type=models.KeywordIndexType.KEYWORD, is_tenant=tenant)
             await self._call("create_payload_index", field_name=key, field_schema=schema, wait=True)
-        self._known = Layout(layout.dimension, frozenset((*KEYWORDS, *NUMBERS)))
+        self._known = CollectionLayout(layout.dimension, frozenset((*KEYWORDS, *NUMBERS)))
 
     # -- calls -----------------------------------------------------------------------------------------------
 

@@ -13,14 +13,14 @@ NUMBERS = ("seq", "until", "part")
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class CollectionLayout:
     """What the collection is made of; `dimension` None: words only."""
 
     dimension: int | None
     indexed: frozenset[str]
 
 
-def layout_of(info: Any, collection: str, dense_name: str, sparse_name: str) -> Layout:
+def layout_of(info: Any, collection: str, dense_name: str, sparse_name: str) -> CollectionLayout:
     """The layout of a collection of ours; another's is refused before anything is written to it."""
     params = info.config.params
     sparse = (params.sparse_vectors or {}).get(sparse_name)
@@ -42,10 +42,10 @@ def layout_of(info: Any, collection: str, dense_name: str, sparse_name: str) -> 
             f"The Qdrant collection {collection!r} was not made by QdrantVectorStore: {problem}. "
             "Give another `collection`, which is made on first use, or the `dense_name` and `sparse_name` it has."
         )
-    return Layout(dimension, frozenset(info.payload_schema or {}))
+    return CollectionLayout(dimension, frozenset(info.payload_schema or {}))
 
 
-def check_dimension(given: int, layout: Layout, collection: str) -> None:
+def check_dimension(given: int, layout: CollectionLayout, collection: str) -> None:
     if layout.dimension is None:
         raise BlockError(
             f"The Qdrant collection {collection!r} was made without vectors, for search by words. For an embed_model, give "

@@ -62,6 +62,18 @@ def document_items(
     ]
 
 
+def splitter(tokens: int, count: Callable[[str], int]) -> Split:
+    """Cuts texts into passages of at most so many tokens, at the ends of paragraphs and sentences where it can."""
+
+    def split(text: str) -> list[str]:
+        from semantic_text_splitter import TextSplitter
+
+        # Not trimmed: passages put together are the text.
+        return list(TextSplitter.from_callback(count, tokens, trim=False).chunks(text))
+
+    return split
+
+
 def speaker(item: Item) -> str:
     """Who said it: the name, else the role."""
     return item.name or item.role

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memory_engine.blocks.vector.block import _splitter
 from memory_engine.blocks.vector.store import Item
 from memory_engine.blocks.vector.transcript import (
     PLAIN,
@@ -19,6 +18,7 @@ from memory_engine.blocks.vector.transcript import (
     lines,
     message_items,
     speaker,
+    splitter,
     spoken,
 )
 from memory_engine.messages import ChatMessage, TextBlock, ToolCallBlock
@@ -50,7 +50,7 @@ def items_of(*messages: ChatMessage, first: int = 0, item_tokens: int = 50) -> l
         session_id="chat",
         count=count,
         item_tokens=item_tokens,
-        split=_splitter(item_tokens, count),
+        split=splitter(item_tokens, count),
     )
 
 
@@ -132,7 +132,7 @@ def test_names_are_part_of_what_is_said() -> None:
 
 def test_a_document_becomes_passages() -> None:
     text = "One two three. " * 20
-    items = document_items("manual", text, {"page": 7}, START, count=count, split=_splitter(15, count))
+    items = document_items("manual", text, {"page": 7}, START, count=count, split=splitter(15, count))
     assert "".join(item.text for item in items).split() == text.split()
     assert {(item.kind, item.document, item.session_uid, item.seq) for item in items} == {("document", "manual", None, None)}
     assert [item.part for item in items] == list(range(len(items)))
@@ -141,7 +141,7 @@ def test_a_document_becomes_passages() -> None:
 
 @pytest.mark.parametrize("text", ["", "  \n "])
 def test_an_empty_document_has_none(text: str) -> None:
-    assert document_items("empty", text, {}, START, count=count, split=_splitter(15, count)) == []
+    assert document_items("empty", text, {}, START, count=count, split=splitter(15, count)) == []
 
 
 # -- items to text ---------------------------------------------------------------------------------------------------

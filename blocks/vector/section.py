@@ -1,0 +1,103 @@
+"""PURE: chosen items as the text of a section that fits its room, and with less of them when tokens are asked back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from functools import cache
+
+from memory_engine import ContentBlock, TextBlock
+from memory_engine.blocks.vector.selection import Costs, Filling
+from memory_engine.blocks.vector.store import Item
+from memory_engine.blocks.vector.transcript import Layout, Line, lines, speaker
+
+_SPARE = 40
+"""Tokens of room that are worth another filling."""
+_FILLINGS = 3
+_OVERESTIMATE = 1.03
+"""Lines cost a little less together than one by one: with this much more, one count is mostly enough."""
+
+
+class Section:
+    """What is shown. The cost of each item alone is an estimate; the text as a whole is counted."""
+
+    def __init__(self, layout: Layout, count: Callable[[str], int]) -> None:
+        self.tokens = 0
+        self._layout, self._count = layout, count
+        self._shown: Sequence[tuple[Item, float]] = ()
+        self._lines: Sequence[Line] = ()
+
+    def blocks(self) -> list[ContentBlock]:
+        """One for each line, with what it is worth."""
+        return [TextBlock(text=line.text, value=line.value, seq=line.seq) for line in self._lines]
+
+    def fill(self, items: Sequence[Item], filling: Filling, room: int) -> None:
+        """Show what `filling` chooses of the items, as much as the room holds."""
+        spare = room * _OVERESTIMATE
+        for _ in range(_FILLINGS):
+            before = len(filling.chosen)
+            filling.extend(spare)
+            if len(filling.chosen) == before:
+                break
+            # In the order of the conversation; the first chosen are worth most.
+            worths = {index: float(-place) for place, index in enumerate(filling.chosen)}
+            self._show([(items[index], worths[index]) for index in sorted(filling.chosen)])
+            spare = room - self.tokens
+            if filling.exhausted or spare < _SPARE + room // 25:
+                break
+        if self.tokens > room:
+            self.drop(self.tokens - room)
+
+    def drop(self, tokens: int) -> None:
+        """Leave out the items of least worth, as few as it takes for the text to cost that many tokens less."""
+        shown, goal = self._shown, self.tokens - tokens
+        everything = sorted(shown, key=lambda pair: -pair[1])
+
+        def fits(size: int) -> bool:
+            least = everything[size - 1][1] if size else math.inf
+            self._show([pair for pair in shown if pair[1] >= least])
+            return self.tokens <= goal
+
+        # Mostly a few are enough; the text is counted for each attempt.
+        gone = 1
+        while gone < len(everything) and not fits(len(everything) - gone):
+            gone *= 2
+        low, high = max(0, len(everything) - gone), len(everything) - gone // 2 - 1
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if fits(middle) else (low, middle - 1)
+        fits(low)
+
+    def _show(self, shown: Sequence[tuple[Item, float]]) -> None:
+        self._shown = shown
+        self._lines = lines(shown, self._layout)
+        self.tokens = self._count("\n".join([line.text for line in self._lines]))
+
+
+def costs_of(layout: Layout, count: Callable[[str], int], now: datetime) -> Costs:
+    """What lines and headers of a layout cost, about."""
+
+    @cache
+    def line(who: str) -> int:
+        return count(layout.written(Item(key="", text="", name=who), "")) + 1
+
+    # Times cost about the same whatever they say; the text as a whole is counted in the end.
+    header = count(now.strftime(layout.header)) + 1 if layout.header else 0
+    return Costs(
+        line=lambda item: 1 if item.kind == "document" else line(speaker(item)),
+        header=lambda item: 0 if item.at is None or item.kind == "document" else header,
+    )
+
+
+def shown_by(shown: frozenset[int], session_uid: str) -> Callable[[Item], bool]:
+    """Whether a history that shows these seqs of a session shows a message of an item."""
+    if not shown:
+        return lambda item: False
+
+    def is_shown(item: Item) -> bool:
+        if item.seq is None or item.last_seq is None or item.session_uid != session_uid:
+            return False
+        return not shown.isdisjoint(range(item.seq, item.last_seq + 1))
+
+    return is_shown
