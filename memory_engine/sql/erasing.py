@@ -177,7 +177,8 @@ class Erasing:
         """Take records that came from no message, such as documents, over into the scope of the session to come."""
         records = self._tables.records
         old, new = (
-            scope_key("session", tenant=session.tenant, user_id=session.user_id, session_uid=each) for each in (session.uid, uid)
+            scope_key("session", tenant=session.tenant, user_id=session.user_id, session_uid=each)
+            for each in (session.uid, uid)
         )
         shared = and_(records.c.scope_key == old, records.c.session_uid.is_(None))
         for row in connection.execute(select(records.c.block).where(shared).distinct()).all():
