@@ -14,7 +14,7 @@ from pydantic import Field, PrivateAttr, field_validator
 from memory_engine import BaseMemoryBlock, BlockUnavailableError, ChatMessage, ContentBlock
 from memory_engine.blocks.embedders.protocol import CachedEmbedder, as_embedder
 from memory_engine.blocks.vector.documents import TOGETHER, Document, Documents, documents_of, passages_of
-from memory_engine.blocks.vector.entries import MOST_PRECEDING, entries_of, followers_of, preceding_items
+from memory_engine.blocks.vector.entries import MOST_PRECEDING, entries_of, followers_of, off_loop, preceding_items
 from memory_engine.blocks.vector.held import Held
 from memory_engine.blocks.vector.hits import Hit, Postprocessor, best_hits, scores_of, through
 from memory_engine.blocks.vector.query import Query, probe_words, query_of
@@ -133,7 +133,9 @@ class VectorMemoryBlock(BaseMemoryBlock[list[ContentBlock]]):
 
     async def _aput(self, messages: list[ChatMessage]) -> None:
         context = self.context
-        items = message_items(
+        items = await off_loop(
+            sum(len(message.content) for message in messages),
+            message_items,
             messages,
             context.seqs,
             session_uid=context.session_uid,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -12,10 +13,21 @@ from memory_engine.blocks.vector.store import Entry, Item, Scope, VectorStore, f
 from memory_engine.blocks.vector.transcript import spoken
 from memory_engine.blocks.vector.words import Words
 
+T = TypeVar("T")
+
 MOST_PRECEDING = 8
 """So many messages before an item may be embedded with it."""
+_LONG = 10_000
+"""Characters that take some milliseconds to count and to cut into words."""
 _CONTEXT_CHARACTERS = 400
 """Of each message before an item so much is embedded with it: models read a few hundred tokens, the item comes last."""
+
+
+async def off_loop(characters: int, work: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
+    """Work on so many characters: in another thread when it would hold up the event loop."""
+    if characters <= _LONG:
+        return work(*args, **kwargs)
+    return await asyncio.to_thread(work, *args, **kwargs)
 
 
 async def entries_of(
@@ -28,10 +40,10 @@ async def entries_of(
     share: float,
 ) -> list[Entry]:
     """Items with their words and vectors; `before` are those that precede the first, `share` is that of what precedes."""
-    counts = [words.count(spoken(item)) for item in items]
+    alone = [spoken(item) for item in items]
+    counts = await off_loop(sum(map(len, alone)), lambda: [words.count(text) for text in alone])
     if embedder is None:
         return [Entry(item, count) for item, count in zip(items, counts, strict=True)]
-    alone = [spoken(item) for item in items]
     line = [*before, *items]
     within = [_with_preceding(line, index, preceding) for index in range(len(before), len(line))]
     # One call for all texts of a flush.

@@ -128,7 +128,10 @@ def _lexical(candidates: Candidates, query: Scores, weights: Weights, nearby: _N
     # A word that was never said weighs as one that was said once: "allergy" must not outweigh "hazelnuts" and its "allergic".
     known = np.maximum(candidates.frequency, 1.0)
     weight = np.log1p((max(total, _ENOUGH) - known + 0.5) / (known + 0.5))
-    shares = (np.minimum(counts, 1.0) @ weight) / max(float(weight.sum()), 1e-9)
+    held = np.minimum(counts, 1.0)
+    # What was said before the question must not hide what it is about; but "and where?" is about what was said before.
+    asked, all_of_it = weight * (query >= query.max()), weight * query
+    shares = np.maximum(*((held @ each) / max(float(each.sum()), 1e-9) for each in (asked, all_of_it)))
     several = (counts >= _NOTED).sum(axis=1) >= _SEVERAL
     coverage = _Coverage(float(shares.max()), float(shares[several].max()) if several.any() else 0.0)
     return terms @ (query * rarity**weights.rarity), coverage

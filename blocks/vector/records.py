@@ -23,6 +23,8 @@ _SMALL = 2_000
 """Up to so many items are searched on the event loop, in less time than a thread would take to begin."""
 _PAGE = 250
 """Records read at once: few enough that turning them into objects does not hold up the event loop."""
+_WRITTEN = 20
+"""Records written before the event loop may do something else."""
 _LONGEST_STEP = 256
 """A step begins at most so many messages before its last one."""
 
@@ -52,7 +54,9 @@ class RecordsVectorStore:
                 f"Block {scope.block!r} has vectors of dimension {min(dimensions)} and {max(dimensions)}. After a change of "
                 "the embedding model call `rebuild()` on the bound block."
             )
-        for entry in entries:
+        for number, entry in enumerate(entries, start=1):
+            if number % _WRITTEN == 0:
+                await asyncio.sleep(0)
             item = entry.item
             scope.records.put(
                 record_key(item),

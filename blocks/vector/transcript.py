@@ -16,6 +16,9 @@ Split = Callable[[str], list[str]]
 
 PLAIN: Final = "{speaker}: {text}"
 """How an item is written if nobody wants it otherwise."""
+_WINDOW: Final = 8
+"""Characters for each token of a passage that the splitter is given at once: of a megabyte it counts large parts again and
+again, for minutes if it has no spaces, and lets no other thread run meanwhile."""
 
 
 def message_items(
@@ -69,7 +72,16 @@ def splitter(tokens: int, count: Callable[[str], int]) -> Split:
         from semantic_text_splitter import TextSplitter
 
         # Not trimmed: passages put together are the text.
-        return list(TextSplitter.from_callback(count, tokens, trim=False).chunks(text))
+        cut, window = TextSplitter.from_callback(count, tokens, trim=False), _WINDOW * tokens
+        passages: list[str] = []
+        start = 0
+        while len(text) - start > window:
+            some = cut.chunks(text[start : start + window])
+            # The last one ends where the window does, not where the text has a border: the next window begins with it.
+            some = some[:-1] or some
+            passages += some
+            start += sum(map(len, some))
+        return passages + list(cut.chunks(text[start:]))
 
     return split
 
