@@ -65,6 +65,10 @@ class CachedEmbedder:
         self._dimension: int | None = None
         self.cache = cache if cache is not None else EmbeddingCache()
 
+    def __deepcopy__(self, memo: object) -> CachedEmbedder:
+        # Copies of a block share the model and its cache.
+        return self
+
     @property
     def identity(self) -> str:
         """Names the model and its settings."""

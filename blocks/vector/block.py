@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field, PrivateAttr, field_validator
 
-from memory_engine import BaseMemoryBlock, BlockUnavailableError, ChatMessage, ContentBlock
+from memory_engine import BaseMemoryBlock, ChatMessage, ContentBlock
 from memory_engine.blocks.embedders.protocol import CachedEmbedder, as_embedder
 from memory_engine.blocks.vector.documents import TOGETHER, Document, Documents, documents_of, passages_of
 from memory_engine.blocks.vector.entries import MOST_PRECEDING, entries_of, followers_of, off_loop, preceding_items
@@ -25,6 +25,7 @@ from memory_engine.blocks.vector.selection import Filling
 from memory_engine.blocks.vector.store import Candidates, Entry, Item, Probe, Scope, VectorStore
 from memory_engine.blocks.vector.transcript import PLAIN, Layout, message_items, splitter
 from memory_engine.blocks.vector.words import Words
+from memory_engine.errors import BlockError
 
 __all__ = ["Hit", "Postprocessor", "VectorMemoryBlock"]
 
@@ -120,6 +121,17 @@ class VectorMemoryBlock(BaseMemoryBlock[list[ContentBlock]]):
         used = {name for _, name, _, _ in string.Formatter().parse(value) if name is not None}
         if "text" not in used or not used <= _FIELDS:
             raise ValueError(f"format_template must contain {{text}} and may use {sorted(_FIELDS)}, not {sorted(used)}")
+        try:
+            value.format(**dict.fromkeys(_FIELDS, "text"))
+        except (ValueError, LookupError, AttributeError) as error:
+            raise ValueError(f"format_template cannot be filled in: {error}") from error
+        return value
+
+    @field_validator("postprocessors")
+    @classmethod
+    def _check_postprocessors(cls, value: list[Any]) -> list[Any]:
+        if wrong := [each for each in value if not callable(each)]:
+            raise ValueError(f"postprocessors are functions (query, hits) -> hits, not {wrong[0]!r:.80}")
         return value
 
     def model_post_init(self, context: Any, /) -> None:
@@ -262,7 +274,7 @@ class VectorMemoryBlock(BaseMemoryBlock[list[ContentBlock]]):
         try:
             async with asyncio.timeout(self.embed_timeout):
                 return await self._embedder.embed_query(text)
-        except (BlockUnavailableError, TimeoutError) as error:
+        except (BlockError, TimeoutError) as error:
             self._note(f"the query could not be embedded ({str(error) or 'too slow'}): words alone were compared")
             return None
 

@@ -35,6 +35,8 @@ def documents_of(texts: Sequence[str], metadata: Metadata | None) -> list[Docume
     each = [metadata or {}] * len(texts) if metadata is None or isinstance(metadata, Mapping) else list(metadata)
     if len(each) != len(texts):
         raise ValueError(f"{len(texts)} texts with {len(each)} metadata; give one object for all or one for each")
+    if isinstance(metadata, Mapping) and metadata.get("id") is not None and len(texts) > 1:
+        raise ValueError(f"{len(texts)} texts cannot share the id {metadata['id']!r}; give each its own metadata")
     return [Document(str(data.get("id") or uuid4().hex), text, dict(data)) for text, data in zip(texts, each, strict=True)]
 
 

@@ -11,7 +11,7 @@ Query = Sequence[tuple[str, float]]
 """Texts, the most important first, each with its weight."""
 
 _PROBE_WORDS = 48
-"""Words of a query that are looked for; the rest of a longer one says little more."""
+"""Words of a query that are looked for: of a longer text those at its beginning and at its end, where questions stand."""
 
 
 def query_of(asked: Iterable[ChatMessage] | None, messages: Sequence[ChatMessage], window: int) -> Query:
@@ -33,7 +33,9 @@ def probe_words(query: Query, words: Words) -> dict[str, float]:
     """The words that are looked for, each with the weight of the first text it is in."""
     found: dict[str, float] = {}
     for text, weight in query:
-        for word in words.content(text):
-            if len(found) < _PROBE_WORDS:
-                found.setdefault(word, weight)
+        new = [word for word in words.content(text) if word not in found]
+        room = _PROBE_WORDS - len(found)
+        if len(new) > room:
+            new = new[: room - room // 2] + new[len(new) - room // 2 :]
+        found.update(dict.fromkeys(new, weight))
     return found

@@ -210,7 +210,8 @@ class _Cache:
             self._indexes[pair] = index
         self._indexes.move_to_end(pair)
         total = sum(kept.bytes for kept in self._indexes.values())
-        while total > self._limit and self._indexes:
+        # The one in use stays, or a scope larger than the limit would be read anew for every query.
+        while total > self._limit and len(self._indexes) > 1:
             _, dropped = self._indexes.popitem(last=False)
             total -= dropped.bytes
 

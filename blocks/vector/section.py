@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from functools import cache
 
@@ -40,9 +40,9 @@ class Section:
             filling.extend(spare)
             if len(filling.chosen) == before:
                 break
-            # In the order of the conversation; the first chosen are worth most.
+            # The first chosen are worth most.
             worths = {index: float(-place) for place, index in enumerate(filling.chosen)}
-            self._show([(items[index], worths[index]) for index in sorted(filling.chosen)])
+            self._show([(items[index], worths[index]) for index in chronological(items, filling.chosen)])
             spare = room - self.tokens
             if filling.exhausted or spare < _SPARE + room // 25:
                 break
@@ -73,6 +73,18 @@ class Section:
         self._shown = shown
         self._lines = lines(shown, self._layout)
         self.tokens = self._count("\n".join([line.text for line in self._lines]))
+
+
+def chronological(items: Sequence[Item], chosen: Iterable[int]) -> list[int]:
+    """Chosen indexes by time; within a conversation by its own order, whatever the clocks said, documents last."""
+    latest: dict[str | None, float] = {}
+    keys: dict[int, tuple[bool, float]] = {}
+    for index in sorted(chosen):
+        item = items[index]
+        at = item.at.timestamp() if item.at is not None else -math.inf
+        latest[item.session_uid] = max(at, latest.get(item.session_uid, -math.inf))
+        keys[index] = (item.kind == "document", 0.0 if item.kind == "document" else latest[item.session_uid])
+    return sorted(keys, key=lambda index: (keys[index], index))
 
 
 def costs_of(layout: Layout, count: Callable[[str], int], now: datetime) -> Costs:

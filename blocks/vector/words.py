@@ -118,6 +118,10 @@ class Words:
         self._guesses = function_words is None and self.language != "none"
         self._breaks = _breaks(_CJK_FUNCTION_WORDS.split() if function_words is None else self._function_words)
 
+    def __deepcopy__(self, memo: object) -> Words:
+        # Nothing in it changes, and a stemmer cannot be copied.
+        return self
+
     def count(self, text: str) -> Counter[str]:
         """The stems of a text, each with how often it occurs."""
         return Counter(self._stems(_split(text)))

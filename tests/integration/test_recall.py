@@ -830,7 +830,10 @@ async def test_one_metadata_for_all_or_one_for_each(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="2 texts with 1 metadata"):
             await block.add_documents(["a", "b"], [{}])
         assert await block.add_documents([]) == []
-        assert await block.add_documents(["The first zebra. " * 200, "The second zebra."], {"id": "same"}) == ["same", "same"]
+        with pytest.raises(ValueError, match="2 texts cannot share the id 'same'"):
+            await block.add_documents(["The first zebra.", "The second zebra."], {"id": "same"})
+        both = [{"id": "same"}, {"id": "same"}]
+        assert await block.add_documents(["The first zebra. " * 200, "The second zebra."], both) == ["same", "same"]
         assert await item_texts(engine.session("one")) == ["The second zebra."]
 
 
