@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import signal
 import sys
 from pathlib import Path
 
@@ -84,6 +85,8 @@ async def forget(database: Path) -> None:
 
 def main(kind: str, database: str, *arguments: str) -> None:
     """Do what the first argument says."""
+    # A shell that runs the tests in the background has them ignore Ctrl-C, and so their children.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     path = Path(database)
     if kind == "act":
         seed, count, start = map(int, arguments)

@@ -7,7 +7,7 @@ import json
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,7 +116,13 @@ def recalling(where: Shop, embedder: Any = None, scopes: Sequence[str] = SCOPES,
 
 def recall_engine(database: Path, blocks: Sequence[VectorMemoryBlock], **options: Any) -> MemoryEngine:
     """An engine that flushes often and has room to show what it recalls."""
-    settings: dict[str, Any] = {"token_limit": 2000, "token_flush_size": 60, "limits": QUICK, "tokenizer_fn": words}
+    # Local Qdrant holds up the event loop, and with it the renewal of leases.
+    settings: dict[str, Any] = {
+        "token_limit": 2000,
+        "token_flush_size": 60,
+        "limits": replace(QUICK, lease=2.0),
+        "tokenizer_fn": words,
+    }
     settings |= {"async_database_uri": f"sqlite+aiosqlite:///{database}", "memory_blocks": blocks}
     return MemoryEngine(**(settings | options))
 
