@@ -9,12 +9,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import importlib.metadata
 import json
 import logging
-import os
-import platform
-import sqlite3
 import sys
 import tempfile
 import time
@@ -31,8 +27,11 @@ if __package__ in (None, ""):  # started as a script
 
 from benchmarks.bare import Bare, Raw, Template, templates_of
 from benchmarks.contenders import Contender, Conversation, Llama, OpenAI, Ours, Unavailable, copy_database
+from benchmarks.environment import environment
 from benchmarks.ratios import Ratio, ratios_of
 from benchmarks.timing import Key, Summary, Timings, collector_off, table
+
+_PACKAGES = ("sqlalchemy", "aiosqlite", "pydantic", "tiktoken", "llama-index-core", "openai-agents")
 
 SIZES = (10, 100, 1_000, 10_000, 100_000)
 GROWTH = 10
@@ -253,7 +252,7 @@ def as_json(
     return {
         "benchmark": "overhead",
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "environment": environment(),
+        "environment": environment(_PACKAGES),
         "plan": {"sizes": plan.sizes, "repeat": plan.repeat, "blocks": plan.blocks},
         "results": [{**asdict(key), **{k: _rounded(v) for k, v in asdict(s).items()}} for key, s in summaries.items()],
         "windows": [{"system": one.contender.name, "size": one.size, "messages": one.windows.get("get")} for one in fields],
@@ -264,20 +263,6 @@ def as_json(
 
 def _rounded(value: float) -> float:
     return round(value, 4)
-
-
-def environment() -> dict[str, Any]:
-    versions = {}
-    for name in ("sqlalchemy", "aiosqlite", "pydantic", "tiktoken", "llama-index-core", "openai-agents"):
-        with suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
-    return {
-        "python": platform.python_version(),
-        "sqlite": sqlite3.sqlite_version,
-        "system": f"{platform.system()} {platform.machine()}",
-        "cpus": os.cpu_count(),
-        "packages": versions,
-    }
 
 
 def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:

@@ -10,18 +10,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import importlib.metadata
 import json
 import logging
 import math
-import os
-import platform
-import sqlite3
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -33,10 +28,22 @@ if __package__ in (None, ""):  # started as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.contenders import Unavailable
+from benchmarks.environment import environment
 from benchmarks.recall_contenders import LangChain, LlamaIndex
 from benchmarks.recall_data import Conversation, Dataset, Question, apollo13, locomo, normal, own, with_unrelated
 from benchmarks.recall_systems import EMBEDDINGS, Embedding, Fifo, Recall, Returned, System
 from benchmarks.timing import collector_off, table
+
+_PACKAGES = (
+    "sqlalchemy",
+    "numpy",
+    "PyStemmer",
+    "wordllama",
+    "onnxruntime",
+    "llama-index-core",
+    "langchain-classic",
+    "langchain-core",
+)
 
 BUDGETS = (1_000, 2_000, 4_000, 8_000)
 RATIOS = (0.1, 0.7)
@@ -344,7 +351,7 @@ def as_json(plan: Plan, rows: Sequence[Row], notes: Sequence[str]) -> dict[str, 
     return {
         "benchmark": "recall",
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "environment": environment(),
+        "environment": environment(_PACKAGES),
         "plan": {"budgets": plan.budgets, "ratios": plan.ratios, "systems": plan.systems, "embeddings": plan.embeddings},
         "results": [_row_json(row) for row in rows],
         "notes": list(notes),
@@ -415,29 +422,6 @@ def details(rows: Sequence[Row]) -> Iterator[str]:
 
 def _rounded(value: float) -> float | None:
     return None if math.isnan(value) else round(value, 3)
-
-
-def environment() -> dict[str, Any]:
-    versions = {}
-    for name in (
-        "sqlalchemy",
-        "numpy",
-        "PyStemmer",
-        "wordllama",
-        "onnxruntime",
-        "llama-index-core",
-        "langchain-classic",
-        "langchain-core",
-    ):
-        with suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
-    return {
-        "python": platform.python_version(),
-        "sqlite": sqlite3.sqlite_version,
-        "system": f"{platform.system()} {platform.machine()}",
-        "cpus": os.cpu_count(),
-        "packages": versions,
-    }
 
 
 def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import threading
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from memory_engine.block import Erased, Record
+from memory_engine.blocks.vector.erased import by_session, is_erased, last_seq_of
 from memory_engine.blocks.vector.rows import NO_BLOB, hash_of, item_of, unit, unpack
 from memory_engine.blocks.vector.store import GAP, PAUSE, Candidates, Item, Probe, Vector
 from memory_engine.errors import BlockError
@@ -269,30 +270,3 @@ def _without(found: Candidates, order: _Order, erasing: tuple[Erased, ...]) -> C
         dense=None if found.dense is None else found.dense[keep],
         follows=order.only(keep).follows(),
     )
-
-
-_Erasing = Mapping[str | None, frozenset[int] | None]
-
-
-def by_session(erasing: tuple[Erased, ...]) -> _Erasing:
-    """What is being erased of each session, None: all of it; of session None: everything."""
-    result: dict[str | None, frozenset[int] | None] = {}
-    for erased in erasing:
-        before = result.get(erased.session_uid, frozenset())
-        whole = before is None or erased.seqs is None or erased.session_uid is None
-        result[erased.session_uid] = None if whole else before.union(erased.seqs)  # type: ignore[union-attr, arg-type]
-    return result
-
-
-def is_erased(item: Item, erasing: _Erasing) -> bool:
-    if None in erasing:
-        return True
-    if item.seq is None or item.session_uid not in erasing:
-        return False
-    seqs = erasing[item.session_uid]
-    return seqs is None or not seqs.isdisjoint(range(item.seq, last_seq_of(item) + 1))
-
-
-def last_seq_of(item: Item) -> int:
-    last = item.seq if item.last_seq is None else item.last_seq
-    return 0 if last is None else last

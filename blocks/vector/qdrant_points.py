@@ -13,7 +13,7 @@ from hashlib import blake2s
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid5
 
-from memory_engine.block import Erased
+from memory_engine.blocks.vector.erased import by_session, is_erased
 from memory_engine.blocks.vector.qdrant_filters import client_models
 from memory_engine.blocks.vector.store import Candidates, Entry, Item, Probe, Scope, Vector, follows
 from memory_engine.errors import BlockError
@@ -178,16 +178,10 @@ def points_of(scope: Scope, entries: Iterable[Entry], dense_name: str, sparse_na
     return points
 
 
-def _covered(item: Item, erasing: Iterable[Erased]) -> bool:
-    seqs: Iterable[int | None] = (item.seq,)
-    if item.seq is not None and item.last_seq is not None:
-        seqs = range(item.seq, item.last_seq + 1)
-    return any(erased.covers(item.session_uid, seq) for erased in erasing for seq in seqs)
-
-
 def found_in(scope: Scope, points: Iterable[Any], dense_name: str, sparse_name: str) -> list[Found]:
     """Points as they came back, without what is being erased."""
     mine = {"tenant": scope.tenant, "scope": scope.key, "block": scope.block}
+    erasing = by_session(scope.erasing)
     found = []
     for point in points:
         payload = point.payload or {}
@@ -195,7 +189,7 @@ def found_in(scope: Scope, points: Iterable[Any], dense_name: str, sparse_name: 
         if any(payload.get(key) != value for key, value in mine.items()):
             continue
         item = item_of(payload)
-        if not _covered(item, scope.erasing):
+        if not is_erased(item, erasing):
             vectors = point.vector if isinstance(point.vector, dict) else {}
             words = vectors.get(sparse_name)
             weights = {} if words is None else dict(zip(words.indices, words.values, strict=True))

@@ -14,7 +14,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from weakref import WeakKeyDictionary
 
 from memory_engine.block import Record
-from memory_engine.blocks.vector.index import Index, by_session, is_erased, last_seq_of
+from memory_engine.blocks.vector.erased import by_session, is_erased, last_seq_of
+from memory_engine.blocks.vector.index import Index
 from memory_engine.blocks.vector.rows import NO_BLOB, PREFIX, data_of, dimension_of, item_of, pack, record_key, without_vector
 from memory_engine.blocks.vector.store import Candidates, Entry, Item, Probe, Scope
 from memory_engine.errors import BlockError
@@ -77,8 +78,8 @@ class RecordsVectorStore:
 
     async def items(self, scope: Scope, session_uid: str, from_seq: int, to_seq: int) -> Sequence[Item]:
         """The items that contain one of these messages, in order."""
-        found = await self._between(scope, session_uid, from_seq, to_seq)
-        return [item for item in found if not is_erased(item, by_session(scope.erasing))]
+        found, erasing = await self._between(scope, session_uid, from_seq, to_seq), by_session(scope.erasing)
+        return [item for item in found if not is_erased(item, erasing)]
 
     async def _between(self, scope: Scope, session_uid: str, from_seq: int, to_seq: int) -> list[Item]:
         """The same, with what is being erased."""
