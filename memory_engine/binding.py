@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from pydantic import ValidationError
@@ -17,12 +18,20 @@ from memory_engine.errors import BlockDefinitionError, BlockError, BlockStateErr
 from memory_engine.store import Lease, RecordRow, SessionRow, StateChange, StateRow, Store
 
 Block = BaseMemoryBlock[Any]
+_MUCH_JSON = 65_536
+"""Characters of JSON that are read off the event loop."""
+_IMMUTABLE = frozenset({type(None), bool, int, float, str, bytes})
 _CONTAINERS = (list, dict, set, bytearray)
 
 
 def state_fields(block: Block) -> tuple[str, ...]:
     """The fields that are state: the author's own, without those excluded from serialization."""
-    fields = type(block).model_fields
+    return _state_fields(type(block))
+
+
+@lru_cache(maxsize=1_024)
+def _state_fields(kind: type[Block]) -> tuple[str, ...]:
+    fields = kind.model_fields
     return tuple(name for name, info in fields.items() if name not in DEFINITION_FIELDS and not info.exclude)
 
 
@@ -104,10 +113,16 @@ class StoredRecords:
             after_key=after_key,
             limit=limit,
         )
-        return [Record(r.key, json.loads(r.data), r.blob, r.session_uid, r.seq, r.version) for r in rows]
+        if sum([len(row.data) for row in rows]) > _MUCH_JSON:
+            return await asyncio.to_thread(_as_records, rows)
+        return _as_records(rows)
 
     async def count(self) -> int:
         return await self._store.count_records(self._scope_key, self._block)
+
+
+def _as_records(rows: Iterable[RecordRow]) -> list[Record]:
+    return [Record(r.key, json.loads(r.data), r.blob, r.session_uid, r.seq, r.version) for r in rows]
 
 
 @dataclass
@@ -275,7 +290,8 @@ def restore(block: Block, definition: Block, saved: StateRow) -> None:
     values = _saved_values(definition, saved)
     for name in state_fields(definition):
         if name not in values:
-            block.__dict__[name] = copy.deepcopy(getattr(definition, name))
+            value = getattr(definition, name)
+            block.__dict__[name] = value if type(value) in _IMMUTABLE else copy.deepcopy(value)
     try:
         for name, value in values.items():
             type(block).__pydantic_validator__.validate_assignment(block, name, value)

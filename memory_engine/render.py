@@ -117,16 +117,13 @@ def render_section(section: Section, *, tags: Iterable[str] = ()) -> str:
 
 def escape_sections(sections: Iterable[Section], *, tags: Iterable[str] = ()) -> tuple[Section, ...]:
     """The sections that have text, reduced to it and with every text escaped for all of their names."""
-    given = tuple(sections)
-    used = {item.tag for section in given for item in section.texts if item.tag}
-    names = frozenset({*tags, *used, *(section.name for section in given)})
-    filled = [Section(section.name, section.texts) for section in given if section.texts]
-    return tuple([Section(name, tuple([_escaped(item, names) for item in items])) for name, items in filled])
+    given = [(section.name, section.texts) for section in sections]
+    used = {item.tag for _, items in given for item in items if item.tag}
+    names = frozenset({*tags, *used, *(name for name, _ in given)})
+    return tuple([Section(name, tuple([_escaped(item, names) for item in items])) for name, items in given if items])
 
 
-def _escaped(item: ContentBlock, names: frozenset[str]) -> ContentBlock:
-    if not isinstance(item, TextBlock):
-        return item
+def _escaped(item: TextBlock, names: frozenset[str]) -> TextBlock:
     text = escape(item.text, names)
     return item if text == item.text else item.model_copy(update={"text": text})
 

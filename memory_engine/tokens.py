@@ -9,7 +9,7 @@ import lzma
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from functools import partial
+from functools import lru_cache, partial
 from importlib.resources import files
 from inspect import iscoroutine
 from itertools import accumulate, pairwise
@@ -53,6 +53,9 @@ _PATTERN = (
 # Where that pattern always ends a match, whatever comes before or after: cutting there changes no count.
 _BOUNDARY = re.compile(r"\S(?= )|[^\W_](?=[\s,.;:!?()\[\]{}<>=+*/\"。、，！？])|[A-Za-z](?=[0-9])|[0-9](?=[A-Za-z])")
 _TAIL = 2_048
+_LONG_LINE = 2_000
+_LINES_KEPT = 4_096
+"""The counts of so many lines of up to so many characters are remembered."""
 _CUT_ALLOWANCE = 8
 """Tokens added for a cut elsewhere, where the parts may cost less than the whole."""
 
@@ -225,12 +228,36 @@ def _count_o200k(text: str) -> int:
     encoding = _encoding or _load()
     try:
         if len(text) <= BIG_TEXT:
-            return len(encoding.encode_ordinary(text))
+            return sum(map(_count_line, _lines(text)))
         return sum(len(encoding.encode_ordinary(text[start:end])) + extra for start, end, extra in _pieces(text))
     except _NOT_OURS:
         raise
     except BaseException as error:
         raise _failed(None, error) from error
+
+
+def _lines(text: str) -> Iterator[str]:
+    """The text in pieces that end with lines."""
+    start = end = 0
+    for line in text.split("\n"):
+        # White space and slashes may be taken in by the match that a line ends with; all else begins a new one.
+        if end and line and line[0] != "/" and not line[0].isspace():
+            yield text[start:end]
+            start = end
+        end += len(line) + 1
+    yield text[start:]
+
+
+def _count_line(line: str) -> int:
+    return _remembered(line) if len(line) <= _LONG_LINE else _count_once(line)
+
+
+def _count_once(line: str) -> int:
+    return len((_encoding or _load()).encode_ordinary(line))
+
+
+# What a section shows is counted by its block, as a section, in its message and again when it is cut: always the same lines.
+_remembered = lru_cache(maxsize=_LINES_KEPT)(_count_once)
 
 
 def _pieces(text: str) -> Iterator[tuple[int, int, int]]:

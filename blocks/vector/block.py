@@ -36,7 +36,7 @@ _RECORDS = RecordsVectorStore()
 _CANDIDATES = 200
 """How many items a store that does not look at all of them returns."""
 _SMALL = 2_000
-"""Up to so many candidates are scored on the event loop, in less time than a thread would take to begin."""
+"""Up to so many candidates are scored and chosen on the event loop, in little more time than a thread takes to begin."""
 _WRAPPING = 16
 """Tokens for the tags around a section."""
 _FIELDS = {"speaker", "text", "role", "name", "time", "session_id", "metadata"}
@@ -227,7 +227,10 @@ class VectorMemoryBlock(BaseMemoryBlock[list[ContentBlock]]):
         if self.postprocessors:
             hits = await through(self.postprocessors, query[0][0], best_hits(candidates, ranking, self.rerank))
             scores = scores_of(hits, candidates.items)
-        self._section = self._filled(candidates.items, scores)
+        if len(candidates.items) <= _SMALL:
+            self._section = self._filled(candidates.items, scores)
+        else:
+            self._section = await asyncio.to_thread(self._filled, candidates.items, scores)
         return self._section.blocks()
 
     async def atruncate(self, content: list[ContentBlock], tokens_to_truncate: int) -> list[ContentBlock] | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,9 @@ class Weights:
     spread: tuple[float, ...] = ()
     half_life: float | None = None
 
+    def __deepcopy__(self, memo: object) -> Self:
+        return self
+
 
 @dataclass(frozen=True, slots=True)
 class Floor:
@@ -56,6 +59,9 @@ class Floor:
     single: float = 0.45
     weak: float = 0.2
     strong: float = 0.4
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self
 
 
 NO_FLOOR = Floor(pair=0.0, single=0.0, weak=-1.0, strong=-1.0)
@@ -100,6 +106,7 @@ class _Neighbours:
 
     def __init__(self, follows: NDArray[np.bool_]) -> None:
         self._run = np.cumsum(~follows)
+        self._together: dict[int, Scores] = {}
 
     def spread(self, values: Scores, weights: Sequence[float]) -> Scores:
         """`values` plus what each item gets from those at distance 1, 2 …; rows are items."""
@@ -107,11 +114,17 @@ class _Neighbours:
         for distance, weight in enumerate(weights, start=1):
             if not weight or len(values) <= distance:
                 continue
-            same = self._run[distance:] == self._run[:-distance]
-            same = same if values.ndim == 1 else same[:, None]
-            result[distance:] += weight * values[:-distance] * same
-            result[:-distance] += weight * values[distance:] * same
+            shares = weight * self._same_run(distance)
+            shares = shares if values.ndim == 1 else shares[:, None]
+            result[distance:] += values[:-distance] * shares
+            result[:-distance] += values[distance:] * shares
         return result
+
+    def _same_run(self, distance: int) -> Scores:
+        """1 where an item and the one so far behind it belong to the same run, else 0."""
+        if distance not in self._together:
+            self._together[distance] = (self._run[distance:] == self._run[:-distance]).astype(np.float64)
+        return self._together[distance]
 
 
 def _lexical(candidates: Candidates, query: Scores, weights: Weights, nearby: _Neighbours) -> tuple[Scores, _Coverage]:

@@ -10,7 +10,7 @@ from functools import cache
 from memory_engine import ContentBlock, TextBlock
 from memory_engine.blocks.vector.selection import Costs, Filling
 from memory_engine.blocks.vector.store import Item
-from memory_engine.blocks.vector.transcript import Layout, Line, lines, speaker
+from memory_engine.blocks.vector.transcript import Layout, lines, speaker
 
 _SPARE = 40
 """Tokens of room that are worth another filling."""
@@ -26,11 +26,11 @@ class Section:
         self.tokens = 0
         self._layout, self._count = layout, count
         self._shown: Sequence[tuple[Item, float]] = ()
-        self._lines: Sequence[Line] = ()
+        self._text = ""
 
     def blocks(self) -> list[ContentBlock]:
-        """One for each line, with what it is worth."""
-        return [TextBlock(text=line.text, value=line.value, seq=line.seq) for line in self._lines]
+        """The text as a block, or none."""
+        return [TextBlock(text=self._text)] if self._text else []
 
     def fill(self, items: Sequence[Item], filling: Filling, room: int) -> None:
         """Show what `filling` chooses of the items, as much as the room holds."""
@@ -71,15 +71,18 @@ class Section:
 
     def _show(self, shown: Sequence[tuple[Item, float]]) -> None:
         self._shown = shown
-        self._lines = lines(shown, self._layout)
-        self.tokens = self._count("\n".join([line.text for line in self._lines]))
+        self._text = "\n".join([line.text for line in lines(shown, self._layout)])
+        self.tokens = self._count(self._text)
 
 
 def chronological(items: Sequence[Item], chosen: Iterable[int]) -> list[int]:
     """Chosen indexes by time; within a conversation by its own order, whatever the clocks said, documents last."""
+    chosen = sorted(chosen)
+    if len({items[index].session_uid for index in chosen if items[index].kind == "message"}) < 2:
+        return chosen  # as they come: in the order of the one conversation, documents after it
     latest: dict[str | None, float] = {}
     keys: dict[int, tuple[bool, float]] = {}
-    for index in sorted(chosen):
+    for index in chosen:
         item = items[index]
         at = item.at.timestamp() if item.at is not None else -math.inf
         latest[item.session_uid] = max(at, latest.get(item.session_uid, -math.inf))

@@ -60,7 +60,7 @@ class Filling:
         eligible = np.flatnonzero((scores > 0) & (scores >= least * best))
         if len(eligible) > _CONSIDERED:
             eligible = np.sort(eligible[np.argpartition(-scores[eligible], _CONSIDERED)[:_CONSIDERED]])
-        tokens = np.fromiter((items[index].tokens for index in eligible.tolist()), dtype=np.float64, count=len(eligible))
+        tokens = np.array([items[index].tokens for index in eligible.tolist()], dtype=np.float64)
         # Those that did not fit come last, so that more room meets them first.
         self._waiting: list[int] = eligible[np.argsort(-worth(scores[eligible], tokens), kind="stable")][::-1].tolist()
         self._places: set[tuple[object, ...]] = set()
@@ -80,15 +80,13 @@ class Filling:
             if item.tokens >= room:
                 missed.append(index)
                 continue
-            if self._shown(item):
-                continue
-            said = (speaker(item), " ".join(item.text.split()).casefold())
-            if said in self._said:
-                continue
             place = self._layout.place(item)
             cost = item.tokens + self._costs.line(item) + (0 if place in self._places else self._costs.header(item))
             if cost > room:
                 missed.append(index)
+                continue
+            said = (speaker(item), " ".join(item.text.split()).casefold())
+            if said in self._said or self._shown(item):
                 continue
             room -= cost
             self.chosen.append(index)

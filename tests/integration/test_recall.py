@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from memory_engine import BlockUnavailableError, ChatMessage, Limits, Memory, MemoryEngine
 from memory_engine.blocks import Hit, RecordsVectorStore, VectorMemoryBlock
 from memory_engine.blocks.vector.ranking import Floor, Weights
+from memory_engine.blocks.vector.transcript import speaker
 from memory_engine.errors import BudgetExceededError
-from memory_engine.messages import TextBlock, ToolCallBlock
+from memory_engine.messages import ContentBlock, TextBlock, ToolCallBlock
 from memory_engine.testing import FakeClock, FakeEmbedder
 from memory_engine.tokens import TokenCounter
 
@@ -307,6 +308,11 @@ def test_no_budget_is_ever_exceeded(filled: Path, limit: int, max_tokens: int | 
     asyncio.run(run())
 
 
+def shown(content: Sequence[ContentBlock]) -> list[str]:
+    """The lines of a section."""
+    return "\n".join(block.text for block in content if isinstance(block, TextBlock)).splitlines()
+
+
 @pytest.mark.parametrize("asked", [1, 7, 40, 100, 250])
 async def test_as_few_items_as_possible_make_room(tmp_path: Path, asked: int) -> None:
     async with engine_of(tmp_path, VectorMemoryBlock(time_format="", least_score=0.0)) as engine:
@@ -315,16 +321,17 @@ async def test_as_few_items_as_possible_make_room(tmp_path: Path, asked: int) ->
         await tell(memory, *texts)
         block = await bound(memory)
         content = await block._aget([ChatMessage(role="user", content="zebra grass green")])
-        before = {text.text: text for text in content if isinstance(text, TextBlock)}
+        worth = {f"{speaker(item)}: {item.text}": value for item, value in block._section._shown}
+        before = shown(content)
+        assert set(before) == set(worth)
         size = block.context.count("\n".join(before))
         left = await block.atruncate(content, asked)
-        after = {text.text: text for text in left or () if isinstance(text, TextBlock)}
+        after = shown(left or [])
         assert block.context.count("\n".join(after)) <= size - asked
         dropped = [text for text in before if text not in after]
-        assert dropped and set(after) <= set(before)
-        assert list(after) == [text for text in before if text in after], "the order stays"
-        assert max(before[text].value or 0 for text in dropped) < min((text.value or 0 for text in after.values()), default=1)
-        last = max(dropped, key=lambda text: before[text].value or 0)
+        assert dropped and after == [text for text in before if text in after], "the order stays"
+        assert max(worth[text] for text in dropped) < min((worth[text] for text in after), default=1)
+        last = max(dropped, key=lambda text: worth[text])
         with_it = "\n".join(text for text in before if text in after or text == last)
         assert block.context.count(with_it) > size - asked, "one item less would not have been enough"
 

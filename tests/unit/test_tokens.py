@@ -150,6 +150,20 @@ class TestText:
         text = "".join(chr(rng.choice((rng.randrange(0x20, 0xD800), rng.randrange(0xE000, 0x110000)))) for _ in range(400_000))
         assert counter.text(text) >= whole(text)
 
+    @given(
+        st.lists(
+            st.sampled_from(
+                ["\n", "\r\n", "\n\n", " ", "/", "//", "\t", "\u2028", "\x1c", "\xa0", "a", "Ünï", "don't", "1", ".", "<", "日"]
+            )
+            | st.text(max_size=5),
+            min_size=20,
+        )
+    )
+    def test_lines_are_counted_one_by_one_exactly(self, parts: list[str]) -> None:
+        text = "".join(parts)
+        assert counter.text(text) == whole(text)
+        assert counter.text(text) == whole(text), "remembered"
+
     def test_giant_prose_is_exact(self) -> None:
         rng = random.Random(2)
         parts = ["the ", "cat", ". ", "\n", "\n\n", "1999", "don't", "  ", "日本語", "。", "Ünïcode ", "—", "x=1;", "\t", "/"]
