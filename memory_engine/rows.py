@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 from memory_engine.messages import ChatMessage, decode, encode
@@ -11,6 +12,8 @@ from memory_engine.store import Draft, MessageRow
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+_RANDOM = 10
+"""Random bytes of a message id."""
 
 
 def microseconds(moment: datetime) -> int:
@@ -23,15 +26,22 @@ def moment(value: int) -> datetime:
     return _EPOCH + value * _MICROSECOND
 
 
-def new_id() -> str:
-    """A fresh message id. Ids made later sort later, which keeps the index that holds them compact."""
-    return f"{time.time_ns() // 1_000_000:012x}{os.urandom(10).hex()}"
+def drafts_of(messages: Sequence[ChatMessage], tokens: Sequence[int], now: datetime) -> list[Draft]:
+    """Messages ready to be inserted; those without id or time get one."""
+    each = zip(messages, tokens, new_ids(len(messages)), strict=True)
+    return [_draft_of(message, count, now, new_id) for message, count, new_id in each]
 
 
-def draft_of(message: ChatMessage, tokens: int, now: datetime) -> Draft:
-    """A message ready to be inserted; it gets an id and a time if it has none."""
+def new_ids(count: int) -> list[str]:
+    """Fresh message ids. Ids made later sort later, which keeps the index that holds them compact."""
+    # Asked for at once: while the system answers, another thread may take over for milliseconds.
+    stamp, random = f"{time.time_ns() // 1_000_000:012x}", os.urandom(_RANDOM * count).hex()
+    return [stamp + random[start : start + 2 * _RANDOM] for start in range(0, len(random), 2 * _RANDOM)]
+
+
+def _draft_of(message: ChatMessage, tokens: int, now: datetime, new_id: str) -> Draft:
     return Draft(
-        message_id=message.id or new_id(),
+        message_id=message.id or new_id,
         role=message.role,
         tokens=tokens,
         data=encode(message),

@@ -17,7 +17,7 @@ from memory_engine.block import BlockContext, Erased
 from memory_engine.delivery import DeliveryWorker
 from memory_engine.errors import ConfigurationError, DrainTimeoutError, MessageNotFoundError, StoreError
 from memory_engine.messages import ChatMessage, coerce, without_memory
-from memory_engine.rows import draft_of, message_of, microseconds, moment
+from memory_engine.rows import drafts_of, message_of, microseconds, moment
 from memory_engine.settings import Clock, Settings
 from memory_engine.store import (
     AppendResult,
@@ -39,6 +39,9 @@ from memory_engine.tokens import TokenCounter
 from memory_engine.window import StateCache, Windows
 
 log = logging.getLogger("memory_engine.session")
+
+_MANY = 100
+"""So many messages of one put are encoded off the event loop."""
 
 R = TypeVar("R")
 MessageLike = ChatMessage | Mapping[str, Any]
@@ -288,7 +291,9 @@ class Session:
         given = [kept for kept in (without_memory(coerce(message)) for message in messages) if kept is not None]
         tokens = await self.core.counter.count_messages(given)
         now = self.core.clock.now()
-        return given, [draft_of(message, count, now) for message, count in zip(given, tokens, strict=True)]
+        if len(given) > _MANY:
+            return given, await asyncio.to_thread(drafts_of, given, tokens, now)
+        return given, drafts_of(given, tokens, now)
 
     async def _append(self, drafts: Sequence[Draft]) -> AppendResult:
         result = await self.core.store.append(self.spec, drafts, self.core.policy, now=self._now(), known=self.known)

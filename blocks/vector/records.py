@@ -55,14 +55,15 @@ class RecordsVectorStore:
                 f"Block {scope.block!r} has vectors of dimension {min(dimensions)} and {max(dimensions)}. After a change of "
                 "the embedding model call `rebuild()` on the bound block."
             )
-        for number, entry in enumerate(entries, start=1):
+        packed = await asyncio.to_thread(_packed, entries) if len(entries) > _WRITTEN else _packed(entries)
+        for number, (entry, blob) in enumerate(zip(entries, packed, strict=True), start=1):
             if number % _WRITTEN == 0:
                 await asyncio.sleep(0)
             item = entry.item
             scope.records.put(
                 record_key(item),
                 data_of(item),
-                blob=pack(entry.words, entry.vector),
+                blob=blob,
                 seq=item.seq,
                 session_uid=item.session_uid,
                 shared=item.session_uid is None,
@@ -183,6 +184,10 @@ class RecordsVectorStore:
             await asyncio.to_thread(index.take, page)
         index.reach(scope.version)
         return index
+
+
+def _packed(entries: Sequence[Entry]) -> list[bytes]:
+    return [pack(entry.words, entry.vector) for entry in entries]
 
 
 async def _pages(scope: Scope, changed_since: int | None = None) -> AsyncIterator[list[Record]]:
