@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-from memory_engine.blocks.embedders.loading import Worker, load, require
+from memory_engine.blocks.services.loading import Worker, load, require
 
 WHO = "FastEmbedEmbedder"
 PIP = "fastembed"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from memory_engine.blocks.embedders.loading import Worker
+from memory_engine.blocks.services.loading import Worker
 from memory_engine.errors import ConfigurationError
 
 

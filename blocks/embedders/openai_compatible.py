@@ -4,29 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
-import random
-import re
 from collections.abc import Mapping
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
+from typing import Any
 
-from memory_engine import BlockUnavailableError
-from memory_engine.blocks.embedders.failures import unavailable_status
-from memory_engine.blocks.embedders.loading import load, require
-from memory_engine.errors import BlockError, BlockResultError, ConfigurationError
-
-if TYPE_CHECKING:
-    import httpx
-
-WHO = "OpenAICompatibleEmbedder"
-FIRST_PAUSE = 0.5
-LARGE = 100_000
-"""Bytes of JSON that are parsed in another thread, because it takes milliseconds."""
-
-pause = asyncio.sleep
+from memory_engine.blocks.services.http import LARGE, JsonService
+from memory_engine.errors import BlockResultError
 
 
 class OpenAICompatibleEmbedder:
@@ -57,27 +39,25 @@ class OpenAICompatibleEmbedder:
 
         The prefixes are for models that want texts marked, such as "query: " and "passage: ".
         """
+        self._service = JsonService(
+            base_url,
+            "/embeddings",
+            who="OpenAICompatibleEmbedder",
+            api_key=api_key,
+            headers=headers,
+            timeout=timeout,
+            retries=retries,
+            max_wait=max_wait,
+            advice="Check base_url, api_key, model and dimensions.",
+        )
         if client is None:
-            require("httpx", who=WHO, pip="httpx")
-            if not re.match(r"https?://", base_url):
-                raise ConfigurationError(
-                    f"base_url starts with http:// or https://, as in http://localhost:11434/v1, not {base_url!r}."
-                )
-        if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
-            raise ConfigurationError(f"retries is a number, 0 for none, not {retries!r}.")
+            self._service.check()
         self.batch_size = batch_size
         self._model = model
-        self._url = base_url.rstrip("/") + "/embeddings"
         self._dimensions = dimensions
         self._client = client
         self._document_prefix = document_prefix
         self._query_prefix = query_prefix
-        self._timeout = timeout
-        self._retries = retries
-        self._max_wait = max_wait
-        self._headers = {**({"Authorization": f"Bearer {api_key}"} if api_key else {}), **(headers or {})}
-        # A connection belongs to the event loop in which it was opened.
-        self._clients: WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient] = WeakKeyDictionary()
         # Not the address: a server may move.
         settings = [model, *([str(dimensions)] if dimensions else []), *filter(None, [document_prefix, query_prefix])]
         self.identity = "openai-compatible:" + ":".join(settings)
@@ -93,9 +73,7 @@ class OpenAICompatibleEmbedder:
 
     async def aclose(self) -> None:
         """Close the connections of this event loop; the next call opens new ones."""
-        client = self._clients.pop(asyncio.get_running_loop(), None)
-        if client is not None:
-            await client.aclose()
+        await self._service.aclose()
 
     async def __call__(self, texts: list[str], /) -> list[list[float]]:
         """One vector per text."""
@@ -112,60 +90,13 @@ class OpenAICompatibleEmbedder:
             body["dimensions"] = self._dimensions
         if self._client is not None:
             answer = await self._client.embeddings.create(**body)
-            return _ordered([{"index": one.index, "embedding": one.embedding} for one in answer.data], len(texts), self._url)
-        content = await self._post(body)
+            return _ordered(
+                [{"index": one.index, "embedding": one.embedding} for one in answer.data], len(texts), self._service.url
+            )
+        content = await self._service.post(body)
         if len(content) > LARGE:
-            return await asyncio.to_thread(_parsed, content, len(texts), self._url)
-        return _parsed(content, len(texts), self._url)
-
-    async def _post(self, body: dict[str, Any]) -> bytes:
-        httpx = load("httpx", who=WHO, pip="httpx")
-        client = self._open(httpx)
-        attempt = 0
-        while True:
-            wait = FIRST_PAUSE * 2**attempt * random.uniform(0.5, 1)
-            try:
-                response = await client.post(self._url, json=body)
-            except httpx.TransportError as error:
-                if attempt >= self._retries:
-                    raise BlockUnavailableError(
-                        f"{self._url} does not answer ({type(error).__name__}: {error}). Is the address right?"
-                    ) from error
-            else:
-                status = response.status_code
-                if status == 200:
-                    return bytes(response.content)
-                said = f"{self._url} answered {status}: {response.text[:200]}"
-                if not unavailable_status(status):
-                    raise BlockError(f"{said} Check base_url, api_key, model and dimensions.")
-                asked = retry_after(response.headers)
-                if attempt >= self._retries or (asked is not None and asked > self._max_wait):
-                    raise BlockUnavailableError(said)
-                wait = wait if asked is None else asked
-            attempt += 1
-            await pause(min(wait, self._max_wait))
-
-    def _open(self, httpx: Any) -> httpx.AsyncClient:
-        loop = asyncio.get_running_loop()
-        if loop not in self._clients:
-            self._clients[loop] = httpx.AsyncClient(timeout=self._timeout, headers=self._headers)
-        return self._clients[loop]
-
-
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """How many seconds the service asks to wait: a number, or a date."""
-    value = headers.get("retry-after")
-    if value is None:
-        return None
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            at = parsedate_to_datetime(value)
-        except ValueError:
-            return None
-        seconds = (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() - datetime.now(UTC).timestamp()
-    return max(0.0, seconds) if math.isfinite(seconds) else None
+            return await asyncio.to_thread(_parsed, content, len(texts), self._service.url)
+        return _parsed(content, len(texts), self._service.url)
 
 
 def _parsed(content: bytes, count: int, url: str) -> list[list[float]]:

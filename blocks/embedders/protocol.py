@@ -9,8 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from memory_engine.blocks.embedders.cache import EmbeddingCache, cache_key
-from memory_engine.blocks.embedders.failures import translate
-from memory_engine.blocks.embedders.loading import Worker, require
+from memory_engine.blocks.services.failures import translate
+from memory_engine.blocks.services.loading import Worker, require
 from memory_engine.errors import BlockResultError, ConfigurationError
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ class CachedEmbedder:
                 result = list(result)
             return await self._checked(result, len(texts))
         except Exception as error:
-            translated = translate(error, self._identity)
+            translated = translate(error, f"The embedder {self._identity}")
             if translated is error:
                 raise
             raise translated from error

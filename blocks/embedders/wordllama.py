@@ -6,7 +6,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memory_engine.blocks.embedders.loading import Worker, load, require
+from memory_engine.blocks.services.loading import Worker, load, require
 from memory_engine.errors import ConfigurationError
 
 if TYPE_CHECKING:

@@ -36,10 +36,10 @@ from memory_engine.blocks.embedders import (
     SentenceTransformersEmbedder,
     WordLlamaEmbedder,
     as_embedder,
-    openai_compatible,
 )
 from memory_engine.blocks.embedders.cache import OVERHEAD, cache_key
 from memory_engine.blocks.embedders.protocol import unit_rows
+from memory_engine.blocks.services import failures, http
 from memory_engine.errors import BlockError, BlockResultError, ConfigurationError, MissingExtraError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -683,7 +683,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     async def pause(seconds: float) -> None:
         waited.append(seconds)
 
-    monkeypatch.setattr(openai_compatible, "pause", pause)
+    monkeypatch.setattr(http, "pause", pause)
     return waited
 
 
@@ -815,7 +815,7 @@ def test_one_embedder_serves_several_event_loops() -> None:
 
     async def once() -> None:
         async with serving() as running:
-            model._url = running.url + "/embeddings"
+            model._service.url = running.url + "/embeddings"
             assert await model(["a"]) == [[1.0, 1.0, 1.0]]
             await model.aclose()
             await model.aclose()
@@ -846,12 +846,12 @@ def test_wrong_settings_of_a_service_are_refused(settings: dict[str, Any]) -> No
 
 def test_times_to_wait() -> None:
     later = format_datetime(datetime.now(UTC) + timedelta(days=1), usegmt=True)
-    seconds = openai_compatible.retry_after({"retry-after": later})
+    seconds = failures.retry_after({"retry-after": later})
     assert seconds is not None and 80_000 < seconds <= 86_400
-    assert openai_compatible.retry_after({"retry-after": "Wed, 21 Oct 2015 07:28:00 -0000"}) == 0
-    assert openai_compatible.retry_after({"retry-after": "-5"}) == 0
+    assert failures.retry_after({"retry-after": "Wed, 21 Oct 2015 07:28:00 -0000"}) == 0
+    assert failures.retry_after({"retry-after": "-5"}) == 0
     for unknown in ({}, {"retry-after": "soon"}, {"retry-after": "inf"}, {"retry-after": "nan"}):
-        assert openai_compatible.retry_after(unknown) is None
+        assert failures.retry_after(unknown) is None
 
 
 # -- packages by doubles -----------------------------------------------------------------------------------------

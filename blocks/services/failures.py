@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 
 from memory_engine import BlockUnavailableError
 from memory_engine.errors import BlockError, MemoryEngineError
@@ -42,13 +45,39 @@ def unavailable_status(status: int) -> bool:
 
 
 def translate(error: Exception, who: str) -> MemoryEngineError:
-    """The error to raise instead; the caller raises it from the original one."""
+    """The error to raise instead, about "The embedder x"; the caller raises it from the original one."""
     if isinstance(error, MemoryEngineError):
         return error
     what = f"{type(error).__name__}: {str(error)[:300]}"
     if any(_unavailable(cause) for cause in _causes(error)):
-        return BlockUnavailableError(f"The embedder {who} is not available ({what}).")
-    return BlockError(f"The embedder {who} failed ({what}).")
+        return BlockUnavailableError(f"{who} is not available ({what}).")
+    return BlockError(f"{who} failed ({what}).")
+
+
+def asked_to_wait(error: BaseException) -> float | None:
+    """Seconds after which the service that refused wants to be asked again, if it said so."""
+    for cause in _causes(error):
+        headers = getattr(getattr(cause, "response", None), "headers", None)
+        seconds = None if headers is None else retry_after(headers)
+        if seconds is not None:
+            return seconds
+    return None
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """How many seconds the service asks to wait: a number, or a date."""
+    value = headers.get("retry-after")
+    if value is None:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            at = parsedate_to_datetime(value)
+        except ValueError:
+            return None
+        seconds = (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() - datetime.now(UTC).timestamp()
+    return max(0.0, seconds) if math.isfinite(seconds) else None
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
