@@ -311,12 +311,14 @@ class VectorMemoryBlock(BaseMemoryBlock[list[ContentBlock]]):
 
         They are cut into passages of `document_tokens` and found like messages. No flush and no erasing of messages or
         sessions touches them; in a block of scope "session" they go with their session. `metadata` is one JSON object for
-        all texts or one for each; its `id` makes adding a text again replace it.
+        all texts or one for each; its `id`, a text or a whole number, makes adding a text again replace it.
+
+        :raises ValueError: a text is blank or no text, or metadata or an id cannot be stored; nothing was written.
         """
         given = documents_of(texts, metadata)
         async with self.transaction():
             # Ids made here are new; of texts with the same id, the last one counts.
-            await self._remove_documents(list(dict.fromkeys(one.id for one in given if one.metadata.get("id"))))
+            await self._remove_documents(list(dict.fromkeys(one.id for one in given if one.metadata.get("id") is not None)))
             latest = {one.id: one for one in given}
             for document in latest.values():
                 self._documents.put(document)
