@@ -16,7 +16,7 @@ from memory_engine.blocks.embedders.protocol import CachedEmbedder, as_embedder
 from memory_engine.blocks.vector.documents import TOGETHER, Document, Documents, documents_of, passages_of
 from memory_engine.blocks.vector.entries import MOST_PRECEDING, entries_of, followers_of, off_loop, preceding_items
 from memory_engine.blocks.vector.held import Held
-from memory_engine.blocks.vector.hits import Hit, Postprocessor, best_hits, scores_of, through
+from memory_engine.blocks.vector.hits import Hit, Postprocessor, best_hits, choice_of, through
 from memory_engine.blocks.vector.query import Query, probe_words, query_of
 from memory_engine.blocks.vector.ranking import NO_FLOOR, Floor, Ranking, Weights, rank
 from memory_engine.blocks.vector.records import RecordsVectorStore
@@ -223,11 +223,11 @@ class VectorMemoryBlock(BaseMemoryBlock[list[ContentBlock]]):
         candidates, ranking = await self._ranked(query)
         if self.floor is not None and not ranking.relevant:
             return []
-        scores = ranking.scores
+        scores, least = ranking.scores, self.least_score
         if self.postprocessors:
             hits = await through(self.postprocessors, query[0][0], best_hits(candidates, ranking, self.rerank))
-            scores = scores_of(hits, candidates.items)
-        self._section = self._filled(candidates.items, scores)
+            scores, least = choice_of(hits, candidates.items), 0.0
+        self._section = self._filled(candidates.items, scores, least)
         return self._section.blocks()
 
     async def atruncate(self, content: list[ContentBlock], tokens_to_truncate: int) -> list[ContentBlock] | None:
@@ -282,13 +282,13 @@ class VectorMemoryBlock(BaseMemoryBlock[list[ContentBlock]]):
         self.context.notes.append(note)
         log.warning("block %r: %s", self.name, note)
 
-    def _filled(self, items: Sequence[Item], scores: Any) -> Section:
+    def _filled(self, items: Sequence[Item], scores: Any, least: float) -> Section:
         context, layout = self.context, Layout(self.format_template, self.time_format, self.time_resolution)
         filling = Filling(
             items,
             scores,
             limit=self.similarity_top_k,
-            least=self.least_score,
+            least=least,
             layout=layout,
             costs=costs_of(layout, context.count, context.now),
             shown=shown_by(context.shown, context.session_uid),
