@@ -50,7 +50,8 @@ class BlockContext:
 
     `seqs` are parallel to the messages of a delivery; `delivery_id` is the same on every attempt, also after a crash,
     so it may serve as an idempotency key outside. In `_aget`, `tokens_available` is what all sections together may
-    cost, `shown` holds the seqs that history is certain to show, and `query` what the caller asked (None: nothing).
+    cost, `shown` holds the seqs that history is certain to show, `shown_messages` those messages as it shows them, and
+    `query` what the caller asked (None: nothing).
     `erasing` lists what a reader of an outside store must leave out until `_aforget` has run. What `_aget` appends to
     `notes` stands in the receipt, for what went on although something was amiss.
     """
@@ -70,6 +71,7 @@ class BlockContext:
     deleted_version: int = 0
     tokens_available: int | None = None
     shown: frozenset[int] = frozenset()
+    shown_messages: tuple[ChatMessage, ...] = ()
     query: tuple[ChatMessage, ...] | None = None
     erasing: tuple[Erased, ...] = ()
     notes: list[str] = field(default_factory=list)

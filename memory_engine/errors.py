@@ -140,7 +140,14 @@ class BlockError(MemoryEngineError):
 
 
 class BlockUnavailableError(BlockError):
-    """A service that a block needs is not available; the delivery waits and is retried until it is."""
+    """A service that a block needs is not available; the delivery waits and is retried until it is.
+
+    `retry_after` are the seconds for which the service wants to be left alone, None when it did not say.
+    """
+
+    def __init__(self, message: str | None = None, *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class BlockTimeoutError(BlockError, TimeoutError):

@@ -47,10 +47,12 @@ async def read_context(
         turn = await _look(session)
         sections = Sections(core, session, turn.row, turn.snapshot)
         if core.definitions:
+            shown = frozenset(history_floor(turn.request))
             await sections.read(
                 history=[message for step in turn.view for message in step.messages],
                 query=asked,
-                shown=frozenset(history_floor(turn.request)),
+                shown=shown,
+                shown_messages=tuple([m for step in turn.view if step.seqs[0] in shown for m in step.messages]),
                 room=section_room(turn.request),
                 block_kwargs=block_kwargs,
             )

@@ -78,6 +78,7 @@ class Sections:
         history: Sequence[ChatMessage],
         query: tuple[ChatMessage, ...] | None,
         shown: frozenset[int],
+        shown_messages: tuple[ChatMessage, ...],
         room: int,
         block_kwargs: Mapping[str, Any],
     ) -> None:
@@ -88,7 +89,7 @@ class Sections:
                 read.leave_out("left out: it is being rebuilt without what was erased")
                 continue
             try:
-                read.bound = await self._bind(read.definition, query, shown, room)
+                read.bound = await self._bind(read.definition, room, query=query, shown=shown, shown_messages=shown_messages)
             except StoreError:
                 raise
             except Exception as error:  # noqa: BLE001 - restoring state runs the author's validators
@@ -146,7 +147,8 @@ class Sections:
         version = self._versions.get(definition.name)
         return version is not None and version.pending_erasures > 0 and not can_forget(definition)
 
-    async def _bind(self, definition: Block, query: tuple[ChatMessage, ...] | None, shown: frozenset[int], room: int) -> Block:
+    async def _bind(self, definition: Block, room: int, **turn: Any) -> Block:
+        """A copy for this turn; `turn` are fields of its context."""
         core = self._core
         context = self._session.context_of(definition, self._row)
         version = self._versions.get(definition.name)
@@ -160,8 +162,7 @@ class Sections:
         available = room if definition.max_tokens is None else min(room, definition.max_tokens)
         context = replace(
             context,
-            query=query,
-            shown=shown,
+            **turn,
             tokens_available=available,
             state_version=saved.version,
             deleted_version=saved.deleted_version,

@@ -69,6 +69,9 @@ class CachedEmbedder:
         # Copies of a block share the model and its cache.
         return self
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise TypeError(f"the embedder {self._identity!r} has threads and a cache; construct it in the process that uses it")
+
     @property
     def identity(self) -> str:
         """Names the model and its settings."""

@@ -52,7 +52,7 @@ class ModelCaller:
             usage.calls += 1
             try:
                 completion = await self._once(prompt)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - models are code of others, and their clients have errors of their own
                 usage.failed += 1
                 translated = translate(error, self._who)
                 wait = asked_to_wait(error)
@@ -65,8 +65,9 @@ class ModelCaller:
                 await pause(min(own if wait is None else wait, self._max_wait))
                 attempt += 1
                 continue
-            usage.input_tokens += _told(completion.input_tokens, lambda: sum(count(one["content"]) for one in prompt))
-            usage.output_tokens += _told(completion.output_tokens, lambda: count(completion.text))
+            told, answered = completion.input_tokens, completion.output_tokens
+            usage.input_tokens += sum(count(one["content"]) for one in prompt) if told is None else told
+            usage.output_tokens += count(completion.text) if answered is None else answered
             return completion.text
 
     async def _once(self, prompt: Prompt) -> Completion:
@@ -90,10 +91,6 @@ class ModelCaller:
             raise BlockResultError(f"{self._who} answered with {type(completion.text).__name__}; it must return a str.")
         text = completion.text[:LONGEST_REPLY].encode("utf-8", "replace").decode("utf-8")
         return Completion(text, completion.input_tokens, completion.output_tokens)
-
-
-def _told(tokens: int | None, counted: Callable[[], int]) -> int:
-    return counted() if tokens is None else tokens
 
 
 def _is_async(function: Any) -> bool:

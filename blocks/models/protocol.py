@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Literal, Protocol, TypedDict, runtime_checkable
@@ -50,7 +49,7 @@ _ADAPTERS = {
 }
 
 
-def adapt(llm: Any) -> Callable[[Prompt], str | Completion | Awaitable[str | Completion]]:
+def adapt(llm: Any) -> Any:
     """The model itself if it can be called with messages, else the adapter for the package that it comes from.
 
     A text is the name of a model of pydantic-ai, such as "openai:gpt-5-mini".
@@ -73,7 +72,7 @@ def adapt(llm: Any) -> Callable[[Prompt], str | Completion | Awaitable[str | Com
         if module is not None and name is not None:
             return _adapter(module, name)(llm)
     if callable(llm):
-        return llm  # type: ignore[no-any-return]
+        return llm
     raise ConfigurationError(
         "llm is an async function from messages to text, a model of memory_engine.blocks.models, of pydantic-ai (also by "
         f'name, "openai:gpt-5-mini"), LlamaIndex or LangChain, not {llm!r:.100}.'

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import string
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from pydantic import Field, PrivateAttr, field_validator
+from pydantic import PrivateAttr
 
-from memory_engine import BaseMemoryBlock, ChatMessage, ContentBlock
-from memory_engine.blocks.embedders.protocol import CachedEmbedder, as_embedder
+from memory_engine import ChatMessage, ContentBlock
+from memory_engine.blocks.embedders.protocol import CachedEmbedder
 from memory_engine.blocks.vector.documents import TOGETHER, Document, Documents, documents_of, passages_of
-from memory_engine.blocks.vector.entries import MOST_PRECEDING, entries_of, followers_of, off_loop, preceding_items
+from memory_engine.blocks.vector.entries import entries_of, followers_of, off_loop, preceding_items
 from memory_engine.blocks.vector.held import Held
-from memory_engine.blocks.vector.hits import Hit, Postprocessor, best_hits, scores_of, through
+from memory_engine.blocks.vector.hits import Hit, Postprocessor, best_hits, choice_of, through
+from memory_engine.blocks.vector.options import RecallOptions
 from memory_engine.blocks.vector.query import Query, probe_words, query_of
-from memory_engine.blocks.vector.ranking import NO_FLOOR, Floor, Ranking, Weights, rank
+from memory_engine.blocks.vector.ranking import NO_FLOOR, Ranking, rank
 from memory_engine.blocks.vector.records import RecordsVectorStore
 from memory_engine.blocks.vector.section import Section, costs_of, shown_by
 from memory_engine.blocks.vector.selection import Filling
+from memory_engine.blocks.vector.shown import either, said_by
 from memory_engine.blocks.vector.store import Candidates, Entry, Item, Probe, Scope, VectorStore
-from memory_engine.blocks.vector.transcript import PLAIN, Layout, message_items, splitter
-from memory_engine.blocks.vector.words import Words
+from memory_engine.blocks.vector.transcript import message_items, splitter
 from memory_engine.errors import BlockError
 
 __all__ = ["Hit", "Postprocessor", "VectorMemoryBlock"]
@@ -39,10 +39,9 @@ _SMALL = 2_000
 """Up to so many candidates are scored and chosen on the event loop, in little more time than a thread takes to begin."""
 _WRAPPING = 16
 """Tokens for the tags around a section."""
-_FIELDS = {"speaker", "text", "role", "name", "time", "session_id", "metadata"}
 
 
-class VectorMemoryBlock(BaseMemoryBlock[list[ContentBlock]]):
+class VectorMemoryBlock(RecallOptions):
     """Brings back the stored messages that bear on the question, as they were said, as many as the room holds.
 
     Without `embed_model` items are found by their words (BM25); with one by words and vectors together. The names of the
@@ -53,93 +52,12 @@ class VectorMemoryBlock(BaseMemoryBlock[list[ContentBlock]]):
     `search()`, `add_documents()`, `remove_documents()` and `rebuild()`.
     """
 
-    name: str = "RetrievedMessages"
-    description: str | None = "What was said before and bears on the question."
-    priority: int = Field(default=2, ge=0)
-
-    vector_store: Any = Field(default=None, exclude=True)
-    """A `VectorStore`; None: the database of the memory itself."""
-    embed_model: Any = Field(default=None, exclude=True)
-    """An async function from a list of texts to vectors, an adapter of `memory_engine.blocks.embedders`, or embeddings of
-    LlamaIndex or LangChain; None: words alone."""
-    postprocessors: list[Any] = Field(default_factory=list, exclude=True)
-    """Functions `(query, hits) -> hits`, async or not, over the best `rerank` hits: rerankers, thresholds, filters."""
-    rerank: int = Field(default=100, gt=0)
-    """How many of the best hits `postprocessors` get; the others are left out when there are any."""
-
-    similarity_top_k: int | None = Field(default=None, gt=0)
-    """At most so many items; None: as many as the room holds."""
-    retrieval_context_window: int = Field(default=5, gt=0)
-    """When `get` has no query, the last so many messages of user and assistant are the query, the newest counting most."""
-    format_template: str = PLAIN
-    """How an item is written, with the fields speaker, text, role, name, time, session_id and metadata."""
-    time_format: str = "[%Y-%m-%d %H:%M]"
-    """A strftime format, written above the items of one time; "" for none."""
-    time_resolution: float = Field(default=600.0, gt=0)
-    """Seconds within which items share one time."""
-    language: str = "english"
-    """Of the words: a language with a Snowball stemmer ("german", "de" …), or "none"."""
-    weights: Weights = Weights()
-    """How scores are made; see `Weights`."""
-    floor: Floor | None = Floor()
-    """When nothing is shown at all; None: never."""
-    least_score: float = Field(default=0.02, ge=0, le=1)
-    """Items below this part of the best score are left out however much room there is."""
-    preceding: int = Field(default=2, ge=0, le=MOST_PRECEDING)
-    """So many messages before an item are embedded with it, so that "yes, on Friday" is found by what it answers."""
-    preceding_share: float = Field(default=0.7, ge=0, le=1)
-    """The share of that vector in an item's vector; the rest is that of the item alone."""
-    item_tokens: int = Field(default=1024, gt=0)
-    """Messages above it become several items."""
-    document_tokens: int = Field(default=256, gt=0)
-    """Passages of documents are that long at most."""
-    embed_timeout: float = Field(default=5.0, gt=0)
-    """Seconds that `get` waits for the vector of a query before it goes on with words alone."""
-
     stored_items: int = 0
     """State: how many items the store should hold."""
     stored_model: str | None = None
     """State: the identity of the model that the stored vectors are of."""
 
-    _embedder: CachedEmbedder | None = PrivateAttr(default=None)
-    _words: Words | None = PrivateAttr(default=None)
     _section: Section | None = PrivateAttr(default=None)
-
-    @field_validator("vector_store")
-    @classmethod
-    def _check_store(cls, value: Any) -> Any:
-        if value is not None and not isinstance(value, VectorStore):
-            raise ValueError(
-                f"vector_store must be a VectorStore such as QdrantVectorStore(client), not {type(value).__name__}; "
-                "or leave it out to use the database of the memory"
-            )
-        return value
-
-    @field_validator("format_template")
-    @classmethod
-    def _check_template(cls, value: str) -> str:
-        used = {name for _, name, _, _ in string.Formatter().parse(value) if name is not None}
-        if "text" not in used or not used <= _FIELDS:
-            raise ValueError(f"format_template must contain {{text}} and may use {sorted(_FIELDS)}, not {sorted(used)}")
-        try:
-            value.format(**dict.fromkeys(_FIELDS, "text"))
-        except (ValueError, LookupError, AttributeError) as error:
-            raise ValueError(f"format_template cannot be filled in: {error}") from error
-        return value
-
-    @field_validator("postprocessors")
-    @classmethod
-    def _check_postprocessors(cls, value: list[Any]) -> list[Any]:
-        if wrong := [each for each in value if not callable(each)]:
-            raise ValueError(f"postprocessors are functions (query, hits) -> hits, not {wrong[0]!r:.80}")
-        return value
-
-    def model_post_init(self, context: Any, /) -> None:
-        # Definitions make them, their copies share them: models, caches and stemmers are made once.
-        super().model_post_init(context)
-        self._words = Words(self.language)
-        if self.embed_model is not None:
-            self._embedder = as_embedder(self.embed_model)
 
     # -- absorbing -------------------------------------------------------------------------------------------
 
@@ -170,7 +88,6 @@ class VectorMemoryBlock(BaseMemoryBlock[list[ContentBlock]]):
         self.stored_items += len(items)
 
     async def _entries(self, items: Sequence[Item], before: Sequence[Item]) -> list[Entry]:
-        assert self._words is not None
         return await entries_of(
             items,
             before,
@@ -223,14 +140,14 @@ class VectorMemoryBlock(BaseMemoryBlock[list[ContentBlock]]):
         candidates, ranking = await self._ranked(query)
         if self.floor is not None and not ranking.relevant:
             return []
-        scores = ranking.scores
+        scores, least = ranking.scores, self.least_score
         if self.postprocessors:
             hits = await through(self.postprocessors, query[0][0], best_hits(candidates, ranking, self.rerank))
-            scores = scores_of(hits, candidates.items)
+            scores, least = choice_of(hits, candidates.items), 0.0
         if len(candidates.items) <= _SMALL:
-            self._section = self._filled(candidates.items, scores)
+            self._section = self._filled(candidates.items, scores, least)
         else:
-            self._section = await asyncio.to_thread(self._filled, candidates.items, scores)
+            self._section = await asyncio.to_thread(self._filled, candidates.items, scores, least)
         return self._section.blocks()
 
     async def atruncate(self, content: list[ContentBlock], tokens_to_truncate: int) -> list[ContentBlock] | None:
@@ -249,7 +166,6 @@ class VectorMemoryBlock(BaseMemoryBlock[list[ContentBlock]]):
         return await through(self.postprocessors, query, best_hits(candidates, ranking, limit))
 
     async def _ranked(self, query: Query) -> tuple[Candidates, Ranking]:
-        assert self._words is not None
         probe = Probe(probe_words(query, self._words), await self._query_vector(query[0][0]))
         scope = self._scope()
         candidates = await self._store.search(scope, probe, limit=_CANDIDATES)
@@ -285,16 +201,16 @@ class VectorMemoryBlock(BaseMemoryBlock[list[ContentBlock]]):
         self.context.notes.append(note)
         log.warning("block %r: %s", self.name, note)
 
-    def _filled(self, items: Sequence[Item], scores: Any) -> Section:
-        context, layout = self.context, Layout(self.format_template, self.time_format, self.time_resolution)
+    def _filled(self, items: Sequence[Item], scores: Any, least: float) -> Section:
+        context, layout = self.context, self._layout
         filling = Filling(
             items,
             scores,
             limit=self.similarity_top_k,
-            least=self.least_score,
+            least=least,
             layout=layout,
             costs=costs_of(layout, context.count, context.now),
-            shown=shown_by(context.shown, context.session_uid),
+            shown=either(shown_by(context.shown, context.session_uid), said_by(context.shown_messages)),
         )
         section = Section(layout, context.count)
         section.fill(items, filling, self._room())
@@ -314,12 +230,14 @@ class VectorMemoryBlock(BaseMemoryBlock[list[ContentBlock]]):
 
         They are cut into passages of `document_tokens` and found like messages. No flush and no erasing of messages or
         sessions touches them; in a block of scope "session" they go with their session. `metadata` is one JSON object for
-        all texts or one for each; its `id` makes adding a text again replace it.
+        all texts or one for each; its `id`, a text or a whole number, makes adding a text again replace it.
+
+        :raises ValueError: a text is blank or no text, or metadata or an id cannot be stored; nothing was written.
         """
         given = documents_of(texts, metadata)
         async with self.transaction():
             # Ids made here are new; of texts with the same id, the last one counts.
-            await self._remove_documents(list(dict.fromkeys(one.id for one in given if one.metadata.get("id"))))
+            await self._remove_documents(list(dict.fromkeys(one.id for one in given if one.metadata.get("id") is not None)))
             latest = {one.id: one for one in given}
             for document in latest.values():
                 self._documents.put(document)

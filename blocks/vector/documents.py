@@ -12,10 +12,12 @@ from uuid import uuid4
 from memory_engine.block import Record, Records
 from memory_engine.blocks.vector.store import Item
 from memory_engine.blocks.vector.transcript import document_items, splitter
+from memory_engine.frozen import check_text, freeze_json
 
 TOGETHER = 100
 """Documents that are cut and embedded together."""
 _PREFIX = "document:"
+_LONGEST_ID = 400
 
 Metadata = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
@@ -30,14 +32,50 @@ class Document:
 
 
 def documents_of(texts: Sequence[str], metadata: Metadata | None) -> list[Document]:
-    """Each text with its metadata, and the id in there or a new one."""
+    """Each text with its metadata, and the id in there or a new one.
+
+    :raises ValueError: a text, its metadata or its id cannot be stored; it says which and why.
+    """
     texts = [texts] if isinstance(texts, str) else list(texts)
     each = [metadata or {}] * len(texts) if metadata is None or isinstance(metadata, Mapping) else list(metadata)
     if len(each) != len(texts):
         raise ValueError(f"{len(texts)} texts with {len(each)} metadata; give one object for all or one for each")
     if isinstance(metadata, Mapping) and metadata.get("id") is not None and len(texts) > 1:
         raise ValueError(f"{len(texts)} texts cannot share the id {metadata['id']!r}; give each its own metadata")
-    return [Document(str(data.get("id") or uuid4().hex), text, dict(data)) for text, data in zip(texts, each, strict=True)]
+    return [_document(text, data, number) for number, (text, data) in enumerate(zip(texts, each, strict=True), start=1)]
+
+
+def _document(text: object, metadata: object, number: int) -> Document:
+    try:
+        checked = check_text(text)
+    except ValueError as error:
+        raise ValueError(f"text {number} {error}; read files and decode bytes before adding them") from error
+    if not checked.strip():
+        raise ValueError(f"text {number} is blank; leave it out, nothing could ever find it")
+    if not isinstance(metadata, Mapping):
+        raise ValueError(f"the metadata of text {number} must be a dict, not {type(metadata).__name__}")
+    try:
+        data = freeze_json(dict(metadata))
+    except ValueError as error:
+        raise ValueError(f"the metadata of text {number} is not JSON: {error}; use plain values under keys of text") from error
+    return Document(_id(data.get("id"), number), checked, data)
+
+
+def _id(given: object, number: int) -> str:
+    if given is None:
+        return uuid4().hex
+    document = str(given)
+    if (
+        isinstance(given, bool)
+        or not isinstance(given, str | int)
+        or "\x00" in document
+        or not 0 < len(document) <= _LONGEST_ID
+    ):
+        raise ValueError(
+            f"the id of text {number} must be a text of 1 to {_LONGEST_ID} characters without NUL, or a whole number, "
+            f"not {given!r:.80}"
+        )
+    return document
 
 
 def passages_of(documents: Iterable[Document], at: datetime, *, count: Callable[[str], int], tokens: int) -> list[Item]:

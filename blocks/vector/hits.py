@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from memory_engine.blocks.vector.ranking import Ranking
 from memory_engine.blocks.vector.store import Candidates, Item
+from memory_engine.errors import BlockResultError
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,8 @@ class Hit:
     dense: float | None = None
 
 
-Postprocessor = Callable[[str, list[Hit]], "list[Hit] | Awaitable[list[Hit]]"]
+Postprocessor = Callable[[str, list[Hit]], "Iterable[Hit] | Awaitable[Iterable[Hit]]"]
+"""What it returns is what is shown, best first; or what the next one gets."""
 
 
 def best_hits(candidates: Candidates, ranking: Ranking, limit: int) -> list[Hit]:
@@ -42,18 +44,42 @@ def best_hits(candidates: Candidates, ranking: Ranking, limit: int) -> list[Hit]
 
 
 async def through(postprocessors: Iterable[Postprocessor], query: str, hits: list[Hit]) -> list[Hit]:
-    """The hits as each function hands them to the next."""
+    """The hits as each function hands them to the next.
+
+    :raises BlockResultError: one returns something else.
+    """
     for postprocess in postprocessors:
         result = postprocess(query, hits)
-        hits = list(await result) if inspect.isawaitable(result) else list(result)
+        hits = _checked(postprocess, await result if inspect.isawaitable(result) else result)
     return hits
 
 
-def scores_of(hits: Iterable[Hit], items: Sequence[Item]) -> NDArray[np.float64]:
-    """The scores of the hits as those of all items, in their order; items that are no hit have none."""
+def _checked(postprocess: object, result: object) -> list[Hit]:
+    hits = list(result) if isinstance(result, Iterable) else None
+    if hits is not None and all(isinstance(hit, Hit) for hit in hits):
+        return hits
+    name = getattr(postprocess, "__qualname__", type(postprocess).__qualname__)
+    strange = [type(hit).__name__ for hit in hits or () if not isinstance(hit, Hit)]
+    what = f"{type(result).__name__} with {strange[0]} in it" if strange else type(result).__name__
+    raise BlockResultError(
+        f"The postprocessor {name} returned {what}. Return a list of the hits to show, the best first: of those "
+        "that it was given, with other scores by `dataclasses.replace(hit, score=...)`."
+    )
+
+
+def choice_of(hits: Sequence[Hit], items: Sequence[Item]) -> NDArray[np.float64]:
+    """What the items are worth when these hits are all that may be shown, best first; 0 for all others.
+
+    That is their scores if they are positive and fall, else it follows from the order alone: rerankers give logits, which
+    may be negative, and filters may put hits first whatever their scores.
+    """
+    scores = np.array([hit.score for hit in hits], dtype=np.float64)
+    if not (np.isfinite(scores).all() and (scores > 0).all() and (np.diff(scores) <= 0).all()):
+        scores = 1.0 / np.arange(1, len(hits) + 1)
     places = {item.key: index for index, item in enumerate(items)}
-    scores = np.zeros(len(items))
-    for hit in hits:
-        if hit.item.key in places:
-            scores[places[hit.item.key]] = hit.score
-    return scores
+    worths = np.zeros(len(items))
+    for hit, score in zip(hits, scores.tolist(), strict=True):
+        place = places.pop(hit.item.key, None)  # what is returned twice counts where it came first
+        if place is not None:
+            worths[place] = score
+    return worths

@@ -263,11 +263,15 @@ class _Order:
 def _without(found: Candidates, order: _Order, erasing: tuple[Erased, ...]) -> Candidates:
     erased = by_session(erasing)
     keep = np.array([not is_erased(item, erased) for item in found.items], dtype=np.bool_)
+    counts, lengths = found.counts[keep], found.lengths[keep]
     return replace(
         found,
         items=[item for item, kept in zip(found.items, keep.tolist(), strict=True) if kept],
-        counts=found.counts[keep],
-        lengths=found.lengths[keep],
+        counts=counts,
+        lengths=lengths,
+        frequency=np.count_nonzero(counts, axis=0).astype(np.float32),
+        average_length=float(lengths.mean()) if len(lengths) else 0.0,
+        total=len(lengths),
         dense=None if found.dense is None else found.dense[keep],
         follows=order.only(keep).follows(),
     )

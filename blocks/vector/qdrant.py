@@ -210,8 +210,11 @@ class QdrantVectorStore:
         if vector is not None:
             check_dimension(len(vector), layout, self.collection)
         prefetch = self._prefetches(scope, vector, hashed(probe.words), limit)
-        if not prefetch or any(erased.session_uid is None for erased in scope.erasing):
-            return candidates_of([], [], probe, vector, limit, await self.count(scope))
+        if any(erased.session_uid is None for erased in scope.erasing):
+            return candidates_of([], [], probe, vector, limit, 0)
+        visible = self._filter(scope, must_not=hidden(scope.erasing))
+        if not prefetch:
+            return candidates_of([], [], probe, vector, limit, await self._count(visible))
         models = client_models()
         named = [self.sparse_name] if vector is None else [self.dense_name, self.sparse_name]
         both: tuple[Any, Any] = await asyncio.gather(
@@ -223,7 +226,7 @@ class QdrantVectorStore:
                 with_payload=True,
                 with_vectors=named,
             ),
-            self.count(scope),
+            self._count(visible),
             return_exceptions=True,  # the other call must not go on alone
         )
         for one in both:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf, isfinite, nan
+from numbers import Real
 from typing import Literal, Self
 
 import numpy as np
@@ -29,6 +31,8 @@ class Weights:
     - `fusion`: "score" adds both scores, each scaled to 0..1; "rank" adds reciprocal ranks 1 / (`rank_constant` + rank).
     - `spread`: what each item gives of its final score to the items next to it, as `context`.
     - `half_life`: days after which an item counts half; None: age does not matter.
+
+    :raises ValueError: a number is NaN, infinite, or outside of what makes sense; it says which.
     """
 
     k1: float = 1.2
@@ -43,6 +47,35 @@ class Weights:
 
     def __deepcopy__(self, memo: object) -> Self:
         return self
+
+    def __post_init__(self) -> None:
+        # With k1 0, a word that is not there would count 0 / 0.
+        for name in ("k1", *(() if self.half_life is None else ("half_life",))):
+            check_number(name, getattr(self, name), above=0.0)
+        for name in ("rarity", "rank_constant"):
+            check_number(name, getattr(self, name), least=0.0)
+        for name in ("b", "lexical"):
+            check_number(name, getattr(self, name), least=0.0, most=1.0)
+        for name in ("context", "spread"):
+            parts = getattr(self, name)
+            if not isinstance(parts, tuple | list):
+                raise ValueError(f"{name} is a tuple of numbers such as (0.5, 0.3), not {parts!r:.80}")
+            for part in parts:
+                check_number(f"each of {name}", part, least=0.0)
+        if self.fusion not in ("score", "rank"):
+            raise ValueError(f'fusion is "score" or "rank", not {self.fusion!r:.80}')
+
+
+def check_number(
+    name: str, value: object, *, above: float | None = None, least: float | None = None, most: float = inf
+) -> None:
+    """Raise `ValueError` unless it is a finite number above `above`, from `least` to `most`."""
+    bounds = [f"above {above:g}"] if above is not None else [f"at least {least:g}"] if least is not None else []
+    bounds += [f"at most {most:g}"] if most < inf else []
+    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else nan
+    inside = isfinite(number) and (above is None or number > above) and (least is None or number >= least) and number <= most
+    if not inside:
+        raise ValueError(f"{name} is a finite number {' and '.join(bounds)}".rstrip() + f", not {value!r:.80}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +117,9 @@ def rank(
         return Ranking(np.zeros(0), np.zeros(0), relevant=False)
     nearby = _Neighbours(candidates.follows)
     lexical, coverage = _lexical(candidates, np.asarray(query_weights, dtype=np.float64), weights, nearby)
-    dense = None if candidates.dense is None else candidates.dense.astype(np.float64)
+    # A model makes zeros of what it does not know: that says nothing, it does not say that nothing is alike.
+    similar = candidates.dense
+    dense = similar.astype(np.float64) if similar is not None and similar.any() else None
     relevant = _is_relevant(candidates, coverage, dense, floor)
     scores = lexical if dense is None else _fused(lexical, dense, weights)
     scores = nearby.spread(scores, weights.spread)
@@ -136,7 +171,8 @@ def _lexical(candidates: Candidates, query: Scores, weights: Weights, nearby: _N
     lengths = nearby.spread(candidates.lengths.astype(np.float64), weights.context)
     average = lengths.mean() if len(lengths) >= total else candidates.average_length * (1 + 2 * sum(weights.context))
     saturation = weights.k1 * (1 - weights.b + weights.b * lengths / max(average, 1e-9))
-    terms = counts * (weights.k1 + 1) / (counts + saturation[:, None])
+    # An item without a word in it has no length to correct for, and with b 1 nothing else.
+    terms = counts * (weights.k1 + 1) / (counts + np.maximum(saturation, 1e-9)[:, None])
     # In a scope of a few messages every word is common: as if there were as many as make a word's rarity mean something.
     # A word that was never said weighs as one that was said once: "allergy" must not outweigh "hazelnuts" and its "allergic".
     known = np.maximum(candidates.frequency, 1.0)
@@ -168,7 +204,7 @@ def _is_relevant(candidates: Candidates, coverage: _Coverage, dense: Scores | No
 
 def _fused(lexical: Scores, dense: Scores, weights: Weights) -> Scores:
     scale = _reciprocal_ranks if weights.fusion == "rank" else _scaled
-    share = min(max(weights.lexical, 0.0), 1.0)
+    share = weights.lexical
     return share * scale(lexical, weights.rank_constant) + (1 - share) * scale(dense, weights.rank_constant)
 
 

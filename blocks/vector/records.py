@@ -125,18 +125,20 @@ class RecordsVectorStore:
         return len(keys)
 
     async def renew(self, scope: Scope, *, dimension: int | None, same_model: bool, keep: Callable[[Item], bool]) -> None:
-        """Write the items again without their vectors if another model makes the next ones; any dimension fits then.
-
-        Nothing can have come back that was erased: the items are in the backups of the messages.
-        """
-        if same_model:
-            return
+        """Write the items again without their vectors if another model makes the next ones; any dimension fits then."""
+        stored = await self._dimension(scope) if same_model and dimension is not None else set()
+        if stored and dimension not in stored:
+            raise BlockError(
+                f"Block {scope.block!r} has vectors of dimension {min(stored)}, now its embed_model makes {dimension} under "
+                "the same name. Give the embedder an `identity` of its own, then call `rebuild()` again."
+            )
         # Read before anything is written, because each page is compared with all that was written.
         records = [record async for page in _pages(scope) for record in page]
         for index, record in enumerate(records):
-            shared = record.session_uid is None
-            blob = without_vector(record.blob or NO_BLOB)
-            scope.records.put(record.key, record.data, blob=blob, seq=record.seq, session_uid=record.session_uid, shared=shared)
+            if not keep(item_of(record)):
+                scope.records.delete(record.key)
+            elif not same_model:
+                _write_without_vector(scope, record)
             if index % _PAGE == _PAGE - 1:
                 await asyncio.sleep(0)
 
@@ -220,6 +222,12 @@ class _Cache:
         while total > self._limit and len(self._indexes) > 1:
             _, dropped = self._indexes.popitem(last=False)
             total -= dropped.bytes
+
+
+def _write_without_vector(scope: Scope, record: Record) -> None:
+    shared = record.session_uid is None
+    blob = without_vector(record.blob or NO_BLOB)
+    scope.records.put(record.key, record.data, blob=blob, seq=record.seq, session_uid=record.session_uid, shared=shared)
 
 
 def _overlaps(item: Item, from_seq: int, to_seq: int) -> bool:

@@ -44,6 +44,7 @@ def data_of(item: Item) -> dict[str, Any]:
         "session_id": item.session_id,
         "last_seq": item.last_seq,
         "part": item.part or None,
+        "parts": None if item.parts == 1 else item.parts,
         "document": item.document,
         "metadata": dict(item.metadata) or None,
     }
@@ -66,6 +67,7 @@ def item_of(record: Record) -> Item:
         seq=record.seq,
         last_seq=data.get("last_seq"),
         part=data.get("part", 0),
+        parts=data.get("parts", 1),
         tokens=data["tokens"],
         document=document,
         metadata=data.get("metadata") or _NOTHING,

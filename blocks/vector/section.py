@@ -8,9 +8,9 @@ from datetime import datetime
 from functools import cache
 
 from memory_engine import ContentBlock, TextBlock
+from memory_engine.blocks.vector.layout import MARKS, Layout, lines
 from memory_engine.blocks.vector.selection import Costs, Filling
 from memory_engine.blocks.vector.store import Item
-from memory_engine.blocks.vector.transcript import Layout, lines, speaker
 
 _SPARE = 40
 """Tokens of room that are worth another filling."""
@@ -94,13 +94,13 @@ def costs_of(layout: Layout, count: Callable[[str], int], now: datetime) -> Cost
     """What lines and headers of a layout cost, about."""
 
     @cache
-    def line(who: str) -> int:
-        return count(layout.written(Item(key="", text="", name=who), "")) + 1
+    def line(around: str) -> int:
+        return count(around) + 1
 
     # Times cost about the same whatever they say; the text as a whole is counted in the end.
     header = count(now.strftime(layout.header)) + 1 if layout.header else 0
     return Costs(
-        line=lambda item: 1 if item.kind == "document" else line(speaker(item)),
+        line=lambda item: line(layout.written(item, MARKS if item.parts > 1 else "")),
         header=lambda item: 0 if item.at is None or item.kind == "document" else header,
     )
 

@@ -9,8 +9,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from memory_engine.blocks.vector.layout import Layout
 from memory_engine.blocks.vector.store import Item
-from memory_engine.blocks.vector.transcript import Layout, speaker
+from memory_engine.blocks.vector.transcript import speaker
 
 _FAIR_LENGTH: Final = 200
 """Up to so many tokens, length does not count against an item: evidence in talk is short or long as it happens to be."""

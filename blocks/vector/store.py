@@ -22,7 +22,8 @@ class Item:
 
     `key` identifies it for ever within its scope, so that storing it twice stores it once. Conversation items are ordered by
     `(session_uid, seq, part)`; `last_seq` is the last message of a step. Documents have no session and no seq; their `part`s
-    are in the order of the document.
+    are in the order of the document. `parts` says into how many passages the message or the document was cut. `metadata` is
+    that of the message (of a step, of its first message; {} if it is above 4,000 characters of JSON) or of the document.
     """
 
     key: str
@@ -36,6 +37,7 @@ class Item:
     seq: int | None = None
     last_seq: int | None = None
     part: int = 0
+    parts: int = 1
     tokens: int = 0
     document: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
@@ -104,7 +106,8 @@ class Candidates:
     number of words of an item. `dense` are cosine similarities to the probe's vector, None without one; items without a
     vector have 0. `follows[i]` says that item i follows item i-1, by the function of that name.
     A store that looks at everything returns the whole scope; one that cannot returns its best `limit` and the items around
-    them. `total` is the number of items in the scope.
+    them. `total` is the number of items in the scope. None of the numbers counts items that are being erased, as far as a
+    store can tell: what is too much for one filter of Qdrant (several hundred ranges of messages) is in its `total`.
     """
 
     items: Sequence[Item]
@@ -147,7 +150,8 @@ class VectorStore(Protocol):
     async def renew(self, scope: Scope, *, dimension: int | None, same_model: bool, keep: Callable[[Item], bool]) -> None:
         """Get ready for everything to be added anew, while what is there goes on being found.
 
-        First of all raises `BlockError` when vectors of that dimension do not fit. Removes the items that `keep` is False
-        for: an old backup brought them back. Unless `same_model` takes away all vectors, so that only words find items until
-        they are added; vectors of two models cannot be compared.
+        First of all raises `BlockError` when vectors of that dimension do not fit: of the same model to those that are
+        stored, of another one to what the store can hold. Removes the items that `keep` is False for: an old backup brought
+        them back. Unless `same_model` takes away all vectors, so that only words find items until they are added; vectors of
+        two models cannot be compared.
         """

@@ -1,12 +1,11 @@
-"""PURE: messages to items, and chosen items to the text of a section."""
+"""PURE: messages and documents to items."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
-from itertools import pairwise
 from typing import Final
 
 from memory_engine import ChatMessage
@@ -14,11 +13,11 @@ from memory_engine.blocks.vector.store import Item
 
 Split = Callable[[str], list[str]]
 
-PLAIN: Final = "{speaker}: {text}"
-"""How an item is written if nobody wants it otherwise."""
 _WINDOW: Final = 8
 """Characters for each token of a passage that the splitter is given at once: of a megabyte it counts large parts again and
 again, for minutes if it has no spaces, and lets no other thread run meanwhile."""
+_MOST_METADATA: Final = 4_000
+"""Characters of JSON: metadata beyond that is a load for every process that searches, not something to show."""
 
 
 def message_items(
@@ -57,6 +56,7 @@ def document_items(
             role="document",
             at=at,
             part=part,
+            parts=len(passages),
             tokens=count(passage),
             document=document,
             metadata=metadata,
@@ -125,7 +125,14 @@ def _item(step: Sequence[tuple[ChatMessage, int]], session_uid: str, session_id:
         session_id=session_id,
         seq=seq,
         last_seq=step[-1][1],
+        metadata=_small(first.metadata),
     )
+
+
+def _small(metadata: Mapping[str, object]) -> Mapping[str, object]:
+    if metadata and len(json.dumps(metadata, ensure_ascii=False, default=dict)) > _MOST_METADATA:
+        return {}
+    return metadata
 
 
 def _text(message: ChatMessage) -> str:
@@ -145,99 +152,15 @@ def _passages(item: Item, count: Callable[[str], int], item_tokens: int, split: 
     tokens = count(item.text)
     if tokens <= item_tokens or item.seq is None or item.session_uid is None:
         return [replace(item, tokens=tokens)]
+    passages = split(item.text)
     return [
-        replace(item, key=key_of(item.session_uid, item.seq, part), text=passage, part=part, tokens=count(passage))
-        for part, passage in enumerate(split(item.text))
-    ]
-
-
-# -- back to text --------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """How items are written: `line` for each, `header` (a strftime format; "" for none) where the time changes by
-    `resolution` seconds or more."""
-
-    line: str
-    header: str
-    resolution: float
-
-    def place(self, item: Item) -> tuple[object, ...]:
-        """Items of one place share a header."""
-        if item.kind == "document":
-            return ("document", item.document)
-        if item.at is None or not self.header:
-            return (item.session_uid,)
-        return (item.session_uid, int(item.at.timestamp() // self.resolution))
-
-    def heading(self, item: Item) -> str:
-        """The header above an item that comes first at its place; maybe ""."""
-        if item.kind == "document":
-            return ""
-        return item.at.strftime(self.header) if item.at is not None and self.header else ""
-
-    def written(self, item: Item, text: str) -> str:
-        """The line of an item."""
-        if item.kind == "document":
-            return text
-        if self.line == PLAIN:
-            return f"{item.name or item.role}: {text}"
-        return self.line.format(
-            speaker=speaker(item),
-            text=text,
-            role=item.role,
-            name=item.name or "",
-            time=item.at.isoformat() if item.at else "",
-            session_id=item.session_id or "",
-            metadata=item.metadata,
+        replace(
+            item,
+            key=key_of(item.session_uid, item.seq, part),
+            text=passage,
+            part=part,
+            parts=len(passages),
+            tokens=count(passage),
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """What is shown of one message, with what it is worth; the first of a time has the time above it."""
-
-    text: str
-    value: float
-    seq: int | None
-
-
-def lines(items: Sequence[tuple[Item, float]], layout: Layout) -> list[Line]:
-    """Chosen items, in their order, as the lines of a section."""
-    written: list[Line] = []
-    place: tuple[object, ...] | None = None
-    for run in _runs(items):
-        item, value = run[0]
-        text = item.text
-        if len(run) > 1:
-            text, value = "".join([part.text for part, _ in run]), max(value for _, value in run)
-        text = layout.written(item, text)
-        here = layout.place(item)
-        if here != place and (heading := layout.heading(item)):
-            text = f"{heading}\n{text}"
-        place = here
-        written.append(Line(text, value, item.seq))
-    return written
-
-
-def _runs(items: Sequence[tuple[Item, float]]) -> Iterator[list[tuple[Item, float]]]:
-    """Passages of one message that follow one another, together: their exact text has no break in it."""
-    run = list(items[:1])
-    for (before, _), (item, value) in pairwise(items):
-        if not _continues(before, item):
-            yield run
-            run = []
-        run.append((item, value))
-    if run:
-        yield run
-
-
-def _continues(before: Item, item: Item) -> bool:
-    same = (before.kind, before.document, before.session_uid, before.seq) == (
-        item.kind,
-        item.document,
-        item.session_uid,
-        item.seq,
-    )
-    return same and item.part == before.part + 1
+        for part, passage in enumerate(passages)
+    ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta, timezone
@@ -69,6 +69,17 @@ class Shelf:
     async def count(self, **where: str) -> int:
         async with self.open_scope(**where) as scope:
             return await self.store.count(scope)
+
+    async def renew(
+        self,
+        *,
+        dimension: int | None = 2,
+        same_model: bool = True,
+        keep: Callable[[Item], bool] = lambda item: True,
+        **where: str,
+    ) -> None:
+        async with self.open_scope(**where) as scope:
+            await self.store.renew(scope, dimension=dimension, same_model=same_model, keep=keep)
 
 
 def words_of(text: str) -> dict[str, int]:
@@ -188,6 +199,7 @@ class VectorStoreContract:
             seq=5,
             last_seq=8,
             part=3,
+            parts=5,
             tokens=17,
             metadata=metadata,
         )
@@ -506,3 +518,71 @@ class VectorStoreContract:
         assert await visible(Erased("s1", tuple(range(5, 1000, 2)))) == {"cat 0", "cat step", "cat other", "cat paper"}
         assert await visible(Erased(None, None)) == set()
         assert await shelf.count() == 5
+
+    async def test_what_is_being_erased_is_not_counted(self, shelf: Shelf) -> None:
+        entries = [said(0, "cat dog", [1.0, 0.0]), said(2, "cat cat", [1.0, 0.0], last_seq=4), said(5, "dog", [1.0, 0.0])]
+        await shelf.add(*entries, said(3, "cat", [1.0, 0.0], session="s2"))
+        for probe in (ask("cat dog"), ask("cat dog", [1.0, 0.0])):
+            for erased, total, frequency, average in (
+                (Erased("s1", (3,)), 3, [2, 2], 4 / 3),
+                (Erased("s1", None), 1, [1, 0], 1),
+                (Erased(None, None), 0, [0, 0], 0),
+            ):
+                found = await shelf.search(probe, erasing=(erased,))
+                assert found.total == total
+                assert found.frequency.tolist() == frequency
+                assert found.average_length == pytest.approx(average)
+
+    # -- making everything anew ------------------------------------------------------------------------------
+
+    async def test_vectors_of_the_same_model_stay(self, shelf: Shelf) -> None:
+        await shelf.add(
+            said(0, "a cat", [1.0, 0.0]), said(1, "a dog", [0.0, 1.0]), passage("doc", 0, "a cat paper", [1.0, 0.0])
+        )
+        before = await shelf.search(ask("cat", [1.0, 0.0]))
+        await shelf.renew()
+        after = await shelf.search(ask("cat", [1.0, 0.0]))
+        assert list(after.items) == list(before.items)
+        assert dense(after) == pytest.approx(dense(before), abs=2e-3)
+        assert counts(after) == counts(before)
+
+    async def test_vectors_of_another_model_go_and_words_stay(self, shelf: Shelf) -> None:
+        entries = [said(0, "a cat", [1.0, 0.0]), said(1, "a dog", [0.0, 1.0]), passage("doc", 0, "a cat paper", [1.0, 0.0])]
+        await shelf.add(*entries)
+        await shelf.add(said(0, "a cat", [1.0, 0.0]), key="two")
+        before = await shelf.search(ask("cat dog"))
+        await shelf.renew(same_model=False)
+        found = await shelf.search(ask("cat dog", [1.0, 0.0]))
+        assert found.dense is None or not found.dense.any()
+        assert list(found.items) == list(before.items)
+        assert counts(found) == counts(before)
+        assert found.frequency.tolist() == before.frequency.tolist()
+        assert await shelf.count() == 3
+        assert dense(await shelf.search(ask("cat", [1.0, 0.0]), key="two")) == pytest.approx({"a cat": 1.0}, abs=2e-3)
+        await shelf.add(said(1, "a dog", [1.0, 0.0]))
+        again = dense(await shelf.search(ask("cat", [1.0, 0.0])))
+        assert again == pytest.approx({"a cat": 0.0, "a dog": 1.0, "a cat paper": 0.0}, abs=2e-3)
+
+    @pytest.mark.parametrize("same_model", [True, False])
+    async def test_what_should_not_be_there_goes(self, shelf: Shelf, same_model: bool) -> None:
+        papers = [passage(name, 0, f"cat {name}", [1.0, 0.0]) for name in ("a", "b")]
+        await shelf.add(*(said(n, f"cat {n}", [1.0, 0.0]) for n in range(270)), *papers)
+        await shelf.add(said(1, "cat elsewhere", [1.0, 0.0]), key="two")
+        await shelf.renew(same_model=same_model, keep=lambda item: item.document == "b" or item.seq in {7, 269})
+        assert set(await shelf.texts("cat")) == {"cat 7", "cat 269", "cat b"}
+        assert await shelf.count() == 3
+        assert await shelf.texts("cat", key="two") == ["cat elsewhere"]
+
+    async def test_a_dimension_that_does_not_fit_changes_nothing(self, shelf: Shelf) -> None:
+        await shelf.add(said(0, "a cat", [1.0, 0.0]), said(1, "a dog", [0.0, 1.0]))
+        with pytest.raises(BlockError, match="dimension"):
+            await shelf.renew(dimension=3, keep=lambda item: False)
+        assert dense(await shelf.search(ask("cat", [1.0, 0.0]))) == pytest.approx({"a cat": 1.0, "a dog": 0.0}, abs=2e-3)
+        assert await shelf.count() == 2
+
+    async def test_nothing_can_be_made_anew(self, shelf: Shelf) -> None:
+        await shelf.renew(dimension=None)
+        await shelf.renew(dimension=2, same_model=False)
+        assert await shelf.count() == 0
+        await shelf.add(said(0, "a cat", [1.0, 0.0]))
+        assert await shelf.texts("cat") == ["a cat"]

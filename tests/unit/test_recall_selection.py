@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from memory_engine.blocks.vector.layout import Layout
 from memory_engine.blocks.vector.selection import Costs, Filling, worth
 from memory_engine.blocks.vector.store import Item
-from memory_engine.blocks.vector.transcript import PLAIN, Layout
+from memory_engine.blocks.vector.templates import PLAIN
 
 START = datetime(2025, 3, 1, 12, tzinfo=UTC)
 LAYOUT = Layout(PLAIN, "[%H:%M]", 600.0)

@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from memory_engine.blocks.vector.layout import Layout, lines
 from memory_engine.blocks.vector.store import Item
-from memory_engine.blocks.vector.transcript import (
-    PLAIN,
-    Layout,
-    document_items,
-    lines,
-    message_items,
-    speaker,
-    splitter,
-    spoken,
-)
+from memory_engine.blocks.vector.templates import PLAIN
+from memory_engine.blocks.vector.transcript import document_items, message_items, speaker, splitter, spoken
 from memory_engine.messages import ChatMessage, TextBlock, ToolCallBlock
 
 START = datetime(2025, 3, 1, 12, tzinfo=UTC)
@@ -142,67 +135,3 @@ def test_a_document_becomes_passages() -> None:
 @pytest.mark.parametrize("text", ["", "  \n "])
 def test_an_empty_document_has_none(text: str) -> None:
     assert document_items("empty", text, {}, START, count=count, split=splitter(15, count)) == []
-
-
-# -- items to text ---------------------------------------------------------------------------------------------------
-
-
-def at(minutes: float, text: str, seq: int, **fields: Any) -> Item:
-    given = {"at": START + timedelta(minutes=minutes), "session_uid": "uid", "seq": seq, "last_seq": seq} | fields
-    return Item(key=str(seq), text=text, **given)
-
-
-def test_the_time_stands_where_it_changes() -> None:
-    items = [at(0, "a", 0), at(3, "b", 1, role="assistant"), at(15, "c", 2), at(60 * 24, "d", 3, name="Ada")]
-    assert written(items) == (
-        "[2025-03-01 12:00]\nuser: a\nassistant: b\n[2025-03-01 12:15]\nuser: c\n[2025-03-02 12:00]\nAda: d"
-    )
-
-
-def test_without_a_format_there_are_no_times() -> None:
-    items = [at(0, "a", 0), at(60, "b", 1)]
-    assert written(items, Layout(PLAIN, "", 600.0)) == "user: a\nuser: b"
-
-
-def test_another_session_begins_with_its_time() -> None:
-    assert written([at(0, "a", 0), at(0, "b", 1, session_uid="other")]).count("[2025-03-01 12:00]") == 2
-
-
-def test_an_item_without_a_time_has_none_above_it() -> None:
-    assert written([at(0, "a", 0, at=None), at(1, "b", 1)]) == "user: a\n[2025-03-01 12:01]\nuser: b"
-
-
-def test_times_are_written_as_they_were_told() -> None:
-    india = timezone(timedelta(hours=5, minutes=30))
-    assert written([at(0, "a", 0, at=START.astimezone(india))]) == "[2025-03-01 17:30]\nuser: a"
-
-
-def test_documents_stand_as_they_are() -> None:
-    paper = Item(key="d", text="Turn the key.", kind="document", document="manual", at=START)
-    assert written([paper, at(0, "a", 0)]) == "Turn the key.\n[2025-03-01 12:00]\nuser: a"
-
-
-def test_passages_with_a_gap_stay_apart() -> None:
-    parts = [at(0, text, 4, part=part) for part, text in ((0, "One "), (1, "two "), (3, "four."))]
-    told = lines([(part, float(part.part)) for part in parts], LAYOUT)
-    assert [(line.text, line.value, line.seq) for line in told] == [
-        ("[2025-03-01 12:00]\nuser: One two ", 1.0, 4),
-        ("user: four.", 3.0, 4),
-    ]
-
-
-def test_parts_of_two_messages_are_not_one_text() -> None:
-    assert len(lines([(at(0, "a", 0), 1.0), (at(0, "b", 1, part=1), 1.0)], LAYOUT)) == 2
-
-
-def test_a_template_may_use_every_field() -> None:
-    template = "{session_id}|{time}|{role}|{name}|{speaker}|{text}|{metadata}"
-    item = at(0, "{text} stays", 0, name="Ada", session_id="chat", metadata={"x": 1})
-    expected = "chat|2025-03-01T12:00:00+00:00|user|Ada|Ada|{text} stays|{'x': 1}"
-    assert Layout(template, "", 600.0).written(item, item.text) == expected
-    bare = Item(key="b", text="t")
-    assert Layout(template, "", 600.0).written(bare, "t") == "||user||user|t|{}"
-
-
-def test_nothing_is_written_of_nothing() -> None:
-    assert lines([], LAYOUT) == []
