@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 from memory_engine.errors import BlockStateError
 from memory_engine.messages import ChatMessage, ContentBlock
 from memory_engine.truncation import truncate
+from memory_engine.usage import Usage
 
 T = TypeVar("T", bound="str | list[ContentBlock] | list[ChatMessage]")
 
@@ -53,7 +54,8 @@ class BlockContext:
     cost, `shown` holds the seqs that history is certain to show, `shown_messages` those messages as it shows them, and
     `query` what the caller asked (None: nothing).
     `erasing` lists what a reader of an outside store must leave out until `_aforget` has run. What `_aget` appends to
-    `notes` stands in the receipt, for what went on although something was amiss.
+    `notes` stands in the receipt, for what went on although something was amiss. `usage` counts the calls of a model: what a
+    delivery adds goes to telemetry also when it fails; what `_aget` puts there stands in the receipt.
     """
 
     tenant: str
@@ -75,6 +77,7 @@ class BlockContext:
     query: tuple[ChatMessage, ...] | None = None
     erasing: tuple[Erased, ...] = ()
     notes: list[str] = field(default_factory=list)
+    usage: Usage = field(default_factory=Usage)
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,8 @@ log = logging.getLogger("memory_engine.delivery")
 UNAVAILABLE = (BlockUnavailableError, BlockTimeoutError, TimeoutError, ConnectionError)
 """Failures of the world around a block: retried for ever, never parked."""
 
+_LONGEST_WAIT = 3_600.0
+"""Seconds that a service may ask for before it is tried again."""
 GRACE = 5.0
 """How long, in seconds, a worker that is stopped waits for the database to record what was done."""
 
@@ -209,9 +211,17 @@ class DeliveryWorker:
         context = self._context(claim, chunk)
         block, binding = bind(self._store, definition, context, chunk.state, session=claim.session, writable=True)
         messages = [message_of(row) for row in chunk.rows]
-        with self._telemetry.span("memory_engine.delivery", block=definition.name, messages=len(messages)):
-            await self._leased(claim, block._aput(messages), f"Block {definition.name!r}: _aput")
+        try:
+            with self._telemetry.span("memory_engine.delivery", block=definition.name, messages=len(messages)):
+                await self._leased(claim, block._aput(messages), f"Block {definition.name!r}: _aput")
+        finally:
+            self._used(definition.name, context)
         return binding.change()
+
+    def _used(self, name: str, context: BlockContext) -> None:
+        # Calls are paid for also when the delivery fails in the end.
+        if context.usage.calls:
+            self._telemetry.used(name, context.usage)
 
     async def _leased(self, claim: Claim | ErasureClaim, work: Any, what: str) -> None:
         limits = self._settings.limits
@@ -247,6 +257,8 @@ class DeliveryWorker:
         if not counted:
             self._unavailable[pair] = failures + 1
         retry_in = min(limits.last_retry, limits.first_retry * 2.0 ** min(failures, 30)) * random.uniform(0.8, 1.0)
+        # A service that says when it may be asked again knows better.
+        retry_in = max(retry_in, min(getattr(error, "retry_after", None) or 0.0, _LONGEST_WAIT))
         text = describe(error)
         if park:
             log.error(

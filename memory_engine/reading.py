@@ -278,6 +278,7 @@ def _section_source(read: SectionRead) -> SourceReceipt:
         lag=read.lag,
         attempts=read.attempts,
         notes=() if read.bound is None else tuple(read.bound.context.notes),
+        usage=read.bound.context.usage if read.bound is not None and read.bound.context.usage.calls else None,
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from memory_engine.messages import ChatMessage
+from memory_engine.usage import Usage
 
 SourceKind = Literal["pinned", "history", "section"]
 _BAR = 30
@@ -18,7 +19,7 @@ class SourceReceipt:
 
     `asked` is what the source would have cost whole, `given` what it costs in the context. `lag` counts the flushed
     messages that a block has not absorbed yet (they stay visible in history as far as the budget allows). `notes` are what
-    a block has to say about its section.
+    a block has to say about its section, `usage` what its model was asked so far for this scope.
     """
 
     name: str
@@ -33,6 +34,7 @@ class SourceReceipt:
     lag: int = 0
     attempts: int = 0
     notes: tuple[str, ...] = ()
+    usage: Usage | None = None
 
     @property
     def trimmed(self) -> int:
@@ -133,6 +135,9 @@ class Receipt:
         if source.error:
             attempts = f", {source.attempts} attempt{'s' if source.attempts > 1 else ''}" if source.attempts else ""
             line += f"  ({source.error}{attempts})"
+        if source.usage is not None:
+            used = source.usage
+            line += f"  {used.calls} model calls, {used.input_tokens:,} tokens in, {used.output_tokens:,} out"
         if source.notes:
             line += f"  ({'; '.join(source.notes)})"
         return line

@@ -2,7 +2,8 @@
 
 Metrics: `memory_engine.put.messages`, `memory_engine.put.duration`, `memory_engine.get.duration`,
 `memory_engine.get.tokens` (by source), `memory_engine.flush.tokens`, `memory_engine.deliveries` (by block and outcome),
-`memory_engine.delivery.duration`, `memory_engine.block.failures`, `memory_engine.block.lag`. Durations in seconds. No
+`memory_engine.delivery.duration`, `memory_engine.block.failures`, `memory_engine.block.lag`,
+`memory_engine.model.calls` and `memory_engine.model.tokens` (by block; by outcome, by direction). Durations in seconds. No
 text of a conversation and no id of a user is ever reported; of an error only its type (`error.type`).
 """
 
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from memory_engine.receipt import Receipt
+    from memory_engine.usage import Usage
 
 _NAME = "memory_engine"
 
@@ -39,6 +41,9 @@ class Telemetry:
     def delivered(self, block: str, seconds: float, outcome: str) -> None:
         """A delivery ended: "done", "overtaken" (by an erasure or another owner), "failed" or "parked"."""
 
+    def used(self, block: str, usage: Usage) -> None:
+        """A block called its model."""
+
 
 class OpenTelemetry(Telemetry):
     """Reports to whatever provider the application has set up."""
@@ -57,6 +62,8 @@ class OpenTelemetry(Telemetry):
         self._deliveries = meter.create_counter(f"{_NAME}.deliveries", unit="{delivery}")
         self._delivery_duration = meter.create_histogram(f"{_NAME}.delivery.duration", unit="s")
         self._block_failures = meter.create_counter(f"{_NAME}.block.failures", unit="{failure}")
+        self._model_calls = meter.create_counter(f"{_NAME}.model.calls", unit="{call}")
+        self._model_tokens = meter.create_counter(f"{_NAME}.model.tokens", unit="{token}")
         self._lag = meter.create_gauge(f"{_NAME}.block.lag", unit="{message}")
 
     @contextmanager
@@ -94,6 +101,12 @@ class OpenTelemetry(Telemetry):
         self._deliveries.add(1, {"block": block, "outcome": outcome})
         if outcome == "done":
             self._delivery_duration.record(seconds, {"block": block})
+
+    def used(self, block: str, usage: Usage) -> None:
+        self._model_calls.add(usage.calls - usage.failed, {"block": block, "outcome": "done"})
+        self._model_calls.add(usage.failed, {"block": block, "outcome": "failed"})
+        self._model_tokens.add(usage.input_tokens, {"block": block, "direction": "input"})
+        self._model_tokens.add(usage.output_tokens, {"block": block, "direction": "output"})
 
 
 def telemetry() -> Telemetry:
