@@ -44,6 +44,11 @@ def guarded(text: str, borders: re.Pattern[str], *, begins: Callable[[], bool]) 
     return _CONTINUED.sub(rf"\1{_INDENT}", text)
 
 
+def one_line(text: str) -> str:
+    """A name or a value without line breaks."""
+    return text if text.isprintable() else " ".join(text.splitlines())
+
+
 def ends_a_line(text: str) -> bool:
     """Whether what comes after a text begins a line."""
     return not text or text[-1] in _BREAKS
