@@ -20,9 +20,11 @@ _LONG: Final = 16
 """A text with more words than this, those of grammar not counted, says more than what it asks."""
 _A_QUESTION: Final = 2
 """A question with fewer ("What do you think?") is about what the text around it says."""
+_STANDS_ALONE: Final = 3
+"""A message with fewer ("And where?") asks on."""
 _AROUND: Final = 0.2
-"""The weight of what stands around a question: instructions as a rule, but sometimes what it is about."""
-
+"""The weight of what stands around a question or was said before it: mostly something else, but sometimes what it is about.
+Of what was said before, each message has half the weight of what comes after it."""
 _READ: Final = 4_000
 """Characters that are enough to see whether a text has a few words."""
 
@@ -51,21 +53,31 @@ _INVERTED: Final = frozenset(_INVERTED_WORDS.split())
 
 
 def query_of(asked: Iterable[ChatMessage] | None, messages: Sequence[ChatMessage], window: int) -> Query:
-    """What was asked, else the last `window` messages of user and assistant."""
+    """What was asked, else the last `window` messages of user and assistant, the newest of the user first."""
     if asked is not None:
         text = "\n".join(filter(None, (message.content.strip() for message in asked)))
         return _asked_first(text, _has_mark, _begins_as_question) if text else []
-    talk = [m.content for m in messages if m.role in ("user", "assistant") and m.content.strip() and not m.tool_calls]
-    latest = talk[-window:][::-1]
-    # The newest user message is what is being answered; what led to it says what it is about.
-    users = [m.content for m in messages if m.role == "user" and m.content.strip()]
-    if users and users[-1] in latest:
-        latest.remove(users[-1])
-        latest.insert(0, users[-1])
+    latest = [m for m in messages if m.content.strip() and (m.role == "user" or (m.role == "assistant" and not m.tool_calls))]
+    latest = latest[-window:][::-1]
     if not latest:
         return []
+    # The newest user message is what is being answered, whatever was said since.
+    users = [message for message in latest if message.role == "user"]
+    asked_by = users[:1] or latest[:1]
+    while len(asked_by) < len(users) and not _has_words(_told(asked_by), _STANDS_ALONE):
+        # "And where?" asks on about what the user said before.
+        asked_by.append(users[len(asked_by)])
+    before = [message.content for message in latest if all(message is not one for one in asked_by)]
     # A message without a mark may be no question at all: "When we came home, …" begins a story.
-    return [*_asked_first(latest[0], _has_mark), *((text, 0.5**place) for place, text in enumerate(latest[1:], start=1))]
+    return [
+        *_asked_first(_told(asked_by), _has_mark),
+        *((text, _AROUND * 0.5**place) for place, text in enumerate(before, start=1)),
+    ]
+
+
+def _told(messages: Sequence[ChatMessage]) -> str:
+    """The texts of messages that are given newest first."""
+    return "\n".join(message.content for message in reversed(messages))
 
 
 def _asked_first(text: str, *signs: Callable[[str], bool]) -> Query:

@@ -129,8 +129,8 @@ def _lexical(candidates: Candidates, query: Scores, weights: Weights, nearby: _N
     known = np.maximum(candidates.frequency, 1.0)
     weight = np.log1p((max(total, _ENOUGH) - known + 0.5) / (known + 0.5))
     held = np.minimum(counts, 1.0)
-    # What stands around a question must neither hide what it is about nor make it be about something; but "and where?" is
-    # about what was said before.
+    # What stands around a question must neither hide what it is about nor make it be about something; but a word or two alone
+    # say too little.
     asked = query >= query.max()
     meant = [asked.astype(np.float64)] if asked.sum() >= _STANDS_ALONE else [asked.astype(np.float64), query]
     coverage = _covered(held, [weight * each for each in meant])

@@ -89,12 +89,26 @@ def test_a_question_that_needs_what_stands_before_its_colon_keeps_it() -> None:
     assert asked(f"{BEFORE} About the turtles in Lisbon: when?")[0][0] == "About the turtles in Lisbon: when?"
 
 
-def test_the_newest_user_message_comes_first_and_what_led_to_it_counts_less() -> None:
-    query = put("We saw turtles.", "How nice!", "And where?")
-    assert query == [("And where?", 1.0), ("How nice!", 0.5), ("We saw turtles.", 0.25)]
-    (question, _), *before = put("We saw turtles.", "How nice!", f"{BEFORE} {ASKED}")
-    assert question == ASKED
-    assert [weight for _, weight in before] == [0.2, 0.5, 0.25]
+def test_the_newest_user_message_comes_first_and_what_led_to_it_hardly_counts() -> None:
+    before = [("How nice!", pytest.approx(0.1)), ("We saw turtles.", pytest.approx(0.05))]
+    question = "Who bought the red canoe?"
+    assert put("We saw turtles.", "How nice!", question) == [(question, 1.0), *before]
+    assert put("We saw turtles.", "How nice!", f"{BEFORE} {ASKED}")[0] == (ASKED, 1.0)
+    assert put("We saw turtles.", "How nice!", f"{BEFORE} {ASKED}")[2:] == before
+
+
+def test_a_message_that_does_not_stand_alone_asks_on() -> None:
+    query = put("Hello!", "Hello!", ASKED, "Let me see.", "I mean, when?", "Yes?", "And where?")
+    # The window holds five messages, and the question stands alone.
+    assert query[0] == (f"{ASKED}\nI mean, when?\nAnd where?", 1.0)
+    assert [text for text, _ in query[1:]] == ["Yes?", "Let me see."]
+    assert put("Thanks!") == [("Thanks!", 1.0)]
+
+
+def test_what_the_assistant_said_since_is_not_what_is_asked() -> None:
+    messages = [ChatMessage(role="user", content=ASKED), ChatMessage(role="assistant", content="I shall look it up at once.")]
+    assert [text for text, _ in query_of(None, messages, 5)] == [ASKED, "I shall look it up at once."]
+    assert query_of(None, messages[1:], 5) == [("I shall look it up at once.", 1.0)]
 
 
 def test_nothing_said_is_no_query() -> None:
