@@ -90,11 +90,13 @@ def test_a_question_that_needs_what_stands_before_its_colon_keeps_it() -> None:
 
 
 def test_the_newest_user_message_comes_first_and_what_led_to_it_hardly_counts() -> None:
-    before = [("How nice!", pytest.approx(0.1)), ("We saw turtles.", pytest.approx(0.05))]
-    question = "Who bought the red canoe?"
-    assert put("We saw turtles.", "How nice!", question) == [(question, 1.0), *before]
-    assert put("We saw turtles.", "How nice!", f"{BEFORE} {ASKED}")[0] == (ASKED, 1.0)
-    assert put("We saw turtles.", "How nice!", f"{BEFORE} {ASKED}")[2:] == before
+    asked_short, asked_long = ("Who bought the red canoe?", 1.0), (ASKED, 1.0)
+    short = put("We saw turtles.", "How nice!", asked_short[0])
+    long = put("We saw turtles.", "How nice!", f"{BEFORE} {ASKED}")
+    assert (short[0], long[0]) == (asked_short, asked_long)
+    for before in (short[1:], long[2:]):
+        assert [text for text, _ in before] == ["How nice!", "We saw turtles."]
+        assert [weight for _, weight in before] == pytest.approx([0.1, 0.05])
 
 
 def test_a_message_that_does_not_stand_alone_asks_on() -> None:
