@@ -93,6 +93,12 @@ class Floor:
     weak: float = 0.2
     strong: float = 0.4
 
+    def __post_init__(self) -> None:
+        for name in ("pair", "single"):
+            check_number(name, getattr(self, name), least=0.0, most=1.0)
+        for name in ("weak", "strong"):
+            check_number(name, getattr(self, name), least=-1.0, most=1.0)
+
     def __deepcopy__(self, memo: object) -> Self:
         return self
 

@@ -343,3 +343,10 @@ def test_weights_that_make_no_sense_are_refused(options: dict[str, Any], told: s
 
 def test_weights_may_be_given_in_any_number() -> None:
     Weights(k1=1, b=0, lexical=np.float64(0.5), context=(1, np.float32(0.5)), half_life=7, rank_constant=0)
+
+
+@pytest.mark.parametrize("name", ["pair", "single", "weak", "strong"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1.5, -1.5, "0.5", True, None])
+def test_a_floor_that_makes_no_sense_is_refused(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{name} is a finite number at least"):
+        Floor(**{name: value})
