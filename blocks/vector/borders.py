@@ -34,6 +34,8 @@ def guarded(text: str, borders: re.Pattern[str], *, begins: Callable[[], bool]) 
 
     Its first line is looked at, too, if the text `begins` a line.
     """
+    if len(text.splitlines()) < 2 and not begins():
+        return text
     found = borders.search(f"\n{text}")
     if found is None:
         return text
