@@ -82,7 +82,8 @@ def _told(messages: Sequence[ChatMessage]) -> str:
 
 def _asked_first(text: str, *signs: Callable[[str], bool]) -> Query:
     """Of a long text first what it asks, by the first sign that anything bears, then all of it with a small weight."""
-    if not _has_words(text, _LONG + 1):
+    # Most questions are short, and to see that they are must not cost as much as to look for their words.
+    if (text.isascii() and text.count(" ") < _LONG) or not _has_words(text, _LONG + 1):
         return [(text, 1.0)]
     sentences = [sentence for sentence in _SENTENCES.split(text) if sentence.strip()]
     clauses = [clause for sentence in sentences for clause in _CLAUSES.split(sentence) if clause.strip()]
