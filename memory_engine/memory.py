@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 from uuid import uuid4
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from memory_engine.render import Renderer
     from memory_engine.settings import Clock
     from memory_engine.store import Store
+    from memory_engine.tools import Tool
 
 log = logging.getLogger("memory_engine")
 
@@ -265,6 +266,12 @@ class Memory:
         view._on_write = on_write if self._on_write == "do" else self._on_write
         return view
 
+    def as_tools(self) -> list[Tool]:
+        """This memory as tools for a model: `remember`, `search_memory` and `forget`; see `memory_engine.tools`."""
+        from memory_engine.tools import as_tools
+
+        return as_tools(self)
+
     def _writes(self, what: str) -> bool:
         """Whether this memory may change; raises `ReadOnlyError`."""
         if self._on_write == "raise":
@@ -288,6 +295,16 @@ class Memory:
     @property
     def token_limit(self) -> int:
         return self._session.core.settings.token_limit
+
+    @property
+    def blocks(self) -> Mapping[str, Block]:
+        """The definitions of the blocks by name, in their order; `block(name)` gives the one of this scope."""
+        return MappingProxyType(self._session.core.definitions)
+
+    @property
+    def is_read_only(self) -> bool:
+        """Whether this is a view that cannot change the session."""
+        return self._on_write != "do"
 
     def __repr__(self) -> str:
         return f"Memory(session_id={self.session_id!r}, token_limit={self.token_limit})"
