@@ -10,14 +10,20 @@ if __name__ != "memory_engine.blocks":
 from memory_engine.blocks.static import StaticMemoryBlock
 
 if TYPE_CHECKING:
+    from memory_engine.blocks.facts.block import FactExtractionMemoryBlock
+    from memory_engine.blocks.facts.entries import Proof
+    from memory_engine.blocks.facts.ledger import Fact
     from memory_engine.blocks.vector.block import Hit, VectorMemoryBlock
     from memory_engine.blocks.vector.qdrant import QdrantVectorStore
     from memory_engine.blocks.vector.ranking import Floor, Weights
     from memory_engine.blocks.vector.records import RecordsVectorStore
 
 __all__ = [
+    "Fact",
+    "FactExtractionMemoryBlock",
     "Floor",
     "Hit",
+    "Proof",
     "QdrantVectorStore",
     "RecordsVectorStore",
     "StaticMemoryBlock",
@@ -26,8 +32,11 @@ __all__ = [
 ]
 
 _ON_DEMAND = {
+    "Fact": "facts.ledger",
+    "FactExtractionMemoryBlock": "facts.block",
     "Floor": "vector.ranking",
     "Hit": "vector.block",
+    "Proof": "facts.entries",
     "QdrantVectorStore": "vector.qdrant",
     "RecordsVectorStore": "vector.records",
     "VectorMemoryBlock": "vector.block",
