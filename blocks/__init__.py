@@ -10,6 +10,7 @@ if __name__ != "memory_engine.blocks":
 from memory_engine.blocks.static import StaticMemoryBlock
 
 if TYPE_CHECKING:
+    from memory_engine.blocks.summary.block import SummaryMemoryBlock, SummaryVersion
     from memory_engine.blocks.vector.block import Hit, VectorMemoryBlock
     from memory_engine.blocks.vector.qdrant import QdrantVectorStore
     from memory_engine.blocks.vector.ranking import Floor, Weights
@@ -21,6 +22,8 @@ __all__ = [
     "QdrantVectorStore",
     "RecordsVectorStore",
     "StaticMemoryBlock",
+    "SummaryMemoryBlock",
+    "SummaryVersion",
     "VectorMemoryBlock",
     "Weights",
 ]
@@ -30,6 +33,8 @@ _ON_DEMAND = {
     "Hit": "vector.block",
     "QdrantVectorStore": "vector.qdrant",
     "RecordsVectorStore": "vector.records",
+    "SummaryMemoryBlock": "summary.block",
+    "SummaryVersion": "summary.block",
     "VectorMemoryBlock": "vector.block",
     "Weights": "vector.ranking",
 }
