@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from memory_engine.blocks.facts.block import FactExtractionMemoryBlock
     from memory_engine.blocks.facts.entries import Proof
     from memory_engine.blocks.facts.ledger import Fact
+    from memory_engine.blocks.summary.block import SummaryMemoryBlock, SummaryVersion
     from memory_engine.blocks.vector.block import Hit, VectorMemoryBlock
     from memory_engine.blocks.vector.qdrant import QdrantVectorStore
     from memory_engine.blocks.vector.ranking import Floor, Weights
@@ -27,6 +28,8 @@ __all__ = [
     "QdrantVectorStore",
     "RecordsVectorStore",
     "StaticMemoryBlock",
+    "SummaryMemoryBlock",
+    "SummaryVersion",
     "VectorMemoryBlock",
     "Weights",
 ]
@@ -39,6 +42,8 @@ _ON_DEMAND = {
     "Proof": "facts.entries",
     "QdrantVectorStore": "vector.qdrant",
     "RecordsVectorStore": "vector.records",
+    "SummaryMemoryBlock": "summary.block",
+    "SummaryVersion": "summary.block",
     "VectorMemoryBlock": "vector.block",
     "Weights": "vector.ranking",
 }

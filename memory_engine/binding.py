@@ -15,11 +15,15 @@ from pydantic import ValidationError
 
 from memory_engine.block import DEFINITION_FIELDS, BaseMemoryBlock, BlockContext, Record, Records
 from memory_engine.errors import BlockDefinitionError, BlockError, BlockStateError, ReadOnlyError, StoreError
-from memory_engine.store import Lease, RecordRow, SessionRow, StateChange, StateRow, Store
+from memory_engine.messages import ChatMessage
+from memory_engine.rows import message_of
+from memory_engine.store import Lease, MessageRow, RecordRow, SessionRow, StateChange, StateRow, Store
 
 Block = BaseMemoryBlock[Any]
 _MUCH_JSON = 65_536
 """Characters of JSON that are read off the event loop."""
+_MANY_MESSAGES = 500
+"""So many messages are decoded off the event loop."""
 _IMMUTABLE = frozenset({type(None), bool, int, float, str, bytes})
 _CONTAINERS = (list, dict, set, bytearray)
 
@@ -121,6 +125,10 @@ class StoredRecords:
         return await self._store.count_records(self._scope_key, self._block)
 
 
+def _as_messages(rows: Iterable[MessageRow]) -> list[tuple[int, ChatMessage]]:
+    return [(row.seq, message_of(row)) for row in rows]
+
+
 def _as_records(rows: Iterable[RecordRow]) -> list[Record]:
     return [Record(r.key, json.loads(r.data), r.blob, r.session_uid, r.seq, r.version) for r in rows]
 
@@ -149,6 +157,15 @@ class ScopeBinding:
         if not keep_fields:
             assert self.block is not None
             restore(self.block, self.definition, StateRow())
+
+    async def originals(self, session_uid: str, from_seq: int, to_seq: int) -> list[tuple[int, ChatMessage]]:
+        """The messages of a session that this block received in this scope, with their seqs."""
+        rows = await self.store.delivered_rows(
+            self.context.scope_key, self.definition.name, session_uid, from_seq=from_seq, to_seq=to_seq
+        )
+        if len(rows) > _MANY_MESSAGES:
+            return await asyncio.to_thread(_as_messages, rows)
+        return _as_messages(rows)
 
     def transaction(self) -> AbstractAsyncContextManager[None]:
         if self.read_only:

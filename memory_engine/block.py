@@ -238,6 +238,8 @@ class Binding(Protocol):
 
     def absorb_again(self, *, keep_fields: bool) -> None: ...
 
+    async def originals(self, session_uid: str, from_seq: int, to_seq: int) -> list[tuple[int, ChatMessage]]: ...
+
 
 class BaseMemoryBlock(BaseModel, Generic[T]):
     """The base of every memory block; `T` is what its section consists of.
@@ -320,6 +322,13 @@ class BaseMemoryBlock(BaseModel, Generic[T]):
                 for record in page:
                     self.records.delete(record.key)
             self._bound().absorb_again(keep_fields=False)
+
+    async def originals(self, session_uid: str, from_seq: int, to_seq: int) -> list[tuple[int, ChatMessage]]:
+        """The stored messages with `from_seq <= seq < to_seq` of a session, each with its seq, in order.
+
+        Only what this block received, or is about to, in its scope; erased messages are not among them.
+        """
+        return await self._bound().originals(session_uid, from_seq, to_seq)
 
     @property
     def bound(self) -> bool:

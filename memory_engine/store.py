@@ -377,6 +377,14 @@ class Store(Protocol):
     async def all_rows(self, session: SessionRow, *, after_seq: int = -1, limit: int | None = None) -> tuple[MessageRow, ...]:
         """Every stored row in order, archived too."""
 
+    async def delivered_rows(
+        self, scope_key: str, block: str, session_uid: str, *, from_seq: int, to_seq: int
+    ) -> tuple[MessageRow, ...]:
+        """What of `[from_seq, to_seq)` the block received of that session in that scope, or is about to, in order.
+
+        Nothing for a session that does not feed the scope, and neither system nor developer messages.
+        """
+
     async def recount(self, session: SessionRow, tokenizer: str, tokens: Mapping[int, int]) -> bool:
         """Replace the counts of the active and pinned rows; False when the session changed meanwhile (try again)."""
 

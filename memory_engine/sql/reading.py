@@ -105,6 +105,13 @@ class Reading:
         self._visible = union_all(*(select(*columns).where(of_session, alive, *part) for part in parts))
         self._all = select(*columns).where(of_session, alive, after).order_by(seq)
         self._some = self._all.limit(bindparam("p_limit"))
+        # The cursor ties session, block and scope together: no other session's messages can be asked for.
+        c, given = tables.cursors.c, messages.c.seq.between(bindparam("p_from"), bindparam("p_to") - 1)
+        mine = (c.scope_key == bindparam("p_scope"), c.block == bindparam("p_block"), sessions.c.uid == bindparam("p_uid"))
+        fed = select(*columns).join_from(tables.cursors, sessions, sessions.c.pk == c.session_pk)
+        fed = fed.join(messages, messages.c.session_pk == sessions.c.pk).where(*mine, given)
+        delivered = (messages.c.seq >= c.start_seq, messages.c.seq < c.target, messages.c.role.not_in(("system", "developer")))
+        self._delivered = fed.where(*delivered).order_by(seq)
         self._newest = select(*columns).where(of_session, alive, *active).order_by(seq.desc()).limit(bindparam("p_limit"))
 
     # -- sessions --------------------------------------------------------------------------------------------
@@ -228,6 +235,12 @@ class Reading:
         if limit is None:
             return tuple(message_rows(connection.execute(self._all, given).all()))
         return tuple(message_rows(connection.execute(self._some, given | {"p_limit": limit}).all()))
+
+    def delivered(
+        self, connection: Connection, scope: str, block: str, session_uid: str, from_seq: int, to_seq: int
+    ) -> tuple[MessageRow, ...]:
+        given = {"p_scope": scope, "p_block": block, "p_uid": session_uid, "p_from": from_seq, "p_to": to_seq}
+        return tuple(message_rows(connection.execute(self._delivered, given).all()))
 
 
 def _json(*columns: Any) -> Select[Any]:

@@ -151,6 +151,11 @@ class SqlStore:
     async def all_rows(self, session: SessionRow, *, after_seq: int = -1, limit: int | None = None) -> tuple[MessageRow, ...]:
         return await self._read(self._reading.all, session, after_seq, limit)
 
+    async def delivered_rows(
+        self, scope_key: str, block: str, session_uid: str, *, from_seq: int, to_seq: int
+    ) -> tuple[MessageRow, ...]:
+        return await self._read(self._reading.delivered, scope_key, block, session_uid, from_seq, to_seq)
+
     async def recount(self, session: SessionRow, tokenizer: str, tokens: Mapping[int, int]) -> bool:
         return await self._write(self._conversation.recount, session, tokenizer, tokens)
 

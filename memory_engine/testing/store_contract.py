@@ -475,6 +475,35 @@ class StoreContract:
         await store.flush(session, target, TIGHT, final=True)
         assert flat(await self.absorb_all(store)) == ["kept", "u0", "a0"]
 
+    async def test_delivered_rows_are_those_that_a_block_receives(self, store: Store) -> None:
+        target = spec(blocks=[BLOCKS[0], replace(BLOCKS[2], start="now")])
+        await self.put(store, target, [draft("sys", "system"), *turns(2)])
+        other = (await self.put(store, spec("s2", tenant="t2", blocks=BLOCKS), turns(1))).session
+        session = (await store.snapshot(target)).session
+        assert session is not None
+        own = scope_key("session", tenant="t", user_id="u", session_uid=session.uid)
+        wide = scope_key("global", tenant="t", user_id="u", session_uid="")
+
+        async def delivered(scope: str, block: str, uid: str, from_seq: int = 0, to_seq: int = 100) -> list[str]:
+            return ids(await store.delivered_rows(scope, block, uid, from_seq=from_seq, to_seq=to_seq))
+
+        assert await delivered(own, "facts", session.uid) == [], "nothing was flushed yet"
+        await store.flush(session, target, TIGHT, final=True)
+        await store.flush(other, spec("s2", tenant="t2", blocks=BLOCKS), TIGHT, final=True)
+        assert await delivered(own, "facts", session.uid) == ["u0", "a0", "u1", "a1"]
+        assert await delivered(own, "facts", session.uid, 2, 4) == ["a0", "u1"]
+        assert await delivered(own, "facts", session.uid, 4, 4) == []
+        for scope, block, uid in (
+            (own, "facts", other.uid),
+            (own, "wiki", session.uid),
+            (wide, "facts", session.uid),
+            (wide, "wiki", other.uid),
+            (own, "facts", "unknown"),
+        ):
+            assert await delivered(scope, block, uid) == [], (scope, block)
+        await store.delete_messages(session, target, ["a0"])
+        assert await delivered(own, "facts", session.uid) == ["u0", "u1", "a1"]
+
     async def test_one_delivery_at_a_time_for_each_pair(self, store: Store, other: Store) -> None:
         for name in ("s1", "s2", "s3"):
             await self.flushed(store, spec(name, user=name, blocks=[BLOCKS[2]]))

@@ -15,7 +15,7 @@ import pytest
 from pydantic import Field
 
 from memory_engine import BaseMemoryBlock, ChatMessage, Limits, Memory, MemoryEngine, TextBlock
-from memory_engine.blocks import VectorMemoryBlock
+from memory_engine.blocks import SummaryMemoryBlock, VectorMemoryBlock
 from memory_engine.errors import BlockError
 from memory_engine.testing import BlockContract, FakeEmbedder, ScriptedLLM
 
@@ -265,6 +265,39 @@ class TestVectorMemoryBlockWithAnEmbedder(TestVectorMemoryBlock):
     @pytest.fixture
     def block(self) -> VectorMemoryBlock:
         return VectorMemoryBlock(embed_model=FakeEmbedder(32), max_tokens=200)
+
+
+def remember(prompt: list[dict[str, str]]) -> str:
+    """A model that goes on with what it has and keeps the last words of everything that was said."""
+    data = prompt[1]["content"]
+    before = re.search(r"<summary_so_far>\n(.*?)\n</summary_so_far>", data, re.DOTALL)
+    said = re.findall(r"<message[^>]*>\n(.*?)\n</message>", data, re.DOTALL)
+    return " ".join([before[1] if before else "", *(" ".join(text.split()[-5:]) for text in said)])
+
+
+class TestSummaryMemoryBlock(BlockContract):
+    @pytest.fixture
+    def block(self) -> SummaryMemoryBlock:
+        return SummaryMemoryBlock(llm=ScriptedLLM(otherwise=remember), max_summary_tokens=100)
+
+    async def observe(self, block: BaseMemoryBlock[Any]) -> Any:
+        # Two runs are other sessions, at other times, and the prompts have them in.
+        fields, records = await super().observe(block)
+        fields = {name: value for name, value in fields.items() if not name.endswith("_tokens")}
+        fields["waiting"] = [span[1:] for span in fields["waiting"]]
+        kept = [
+            (data["text"], [span[1:] for span in data["added"]]) if isinstance(data, dict) else [span[1:] for span in data]
+            for _, data, _ in records
+        ]
+        return fields, kept
+
+
+class TestSummaryMemoryBlockOfThreeChunks(TestSummaryMemoryBlock):
+    @pytest.fixture
+    def block(self) -> SummaryMemoryBlock:
+        return SummaryMemoryBlock(
+            llm=ScriptedLLM(otherwise=remember), summarize_every=3, keep_versions=1, must_keep=[self.secret], max_tokens=200
+        )
 
 
 # -- what only these blocks can show -----------------------------------------------------------------------------

@@ -1,0 +1,1 @@
+"""What is known of each person, place and thing that was spoken of."""

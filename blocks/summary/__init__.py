@@ -1,0 +1,1 @@
+"""A running summary of what left the FIFO, with older versions and the messages they stand for."""
