@@ -28,6 +28,7 @@ from benchmarks.timing import table
 from memory_engine import ChatMessage, Memory
 from memory_engine.blocks import FactExtractionMemoryBlock, SummaryMemoryBlock, VectorMemoryBlock
 from memory_engine.demo.transcript import load
+from memory_engine.usage import Usage
 
 METHODS = ("system", "user", "split")
 
@@ -79,28 +80,34 @@ class Cost:
 async def measure(recipe: str, method: str, said: Sequence[ChatMessage], token_limit: int) -> Cost:
     """Play the turns."""
     settings, blocks = RECIPES[recipe]
-    how = {"token_limit": token_limit, "insert_method": method, "memory_blocks": blocks(), "delivery": "inline"} | settings
+    how: dict[str, Any] = {
+        "async_database_uri": "sqlite+aiosqlite:///:memory:",
+        "token_limit": token_limit,
+        "insert_method": method,
+        "memory_blocks": blocks(),
+        "delivery": "inline",
+    }
     tokens: list[int] = []
     unchanged: list[float] = []
-    usage = [0, 0]
-    async with Memory.from_defaults("cost", **how) as memory:
+    used: list[Usage] = []
+    async with Memory.from_defaults("cost", **how | settings) as memory:
         for user, answer in zip(said[::2], said[1::2], strict=True):
             await memory.put(user)
             receipt = (await memory.context(user.content)).receipt
             tokens.append(receipt.tokens)
             unchanged.append(receipt.prefix_unchanged / max(1, receipt.tokens))
+            used = [source.usage for source in receipt.sources if source.usage is not None]
             await memory.put(answer)
-        used = [source.usage for source in receipt.sources if source.usage is not None]
-        usage = [sum(one.calls for one in used), sum(one.input_tokens + one.output_tokens for one in used)]
     tail = tokens[-max(1, len(tokens) // 10) :]
-    return Cost(recipe, method, sum(tokens), statistics.fmean(tail), max(tokens), statistics.fmean(unchanged[1:]), *usage)
+    calls, model_tokens = sum(one.calls for one in used), sum(one.input_tokens + one.output_tokens for one in used)
+    prefix = statistics.fmean(unchanged[1:])
+    return Cost(recipe, method, sum(tokens), statistics.fmean(tail), max(tokens), prefix, calls, model_tokens)
 
 
 def turns_of(count: int) -> list[ChatMessage]:
     """So many turns of the transcript, user and assistant in turn."""
     said = load(None)[: 2 * count]
-    roles = ("user", "assistant")
-    return [ChatMessage(role=roles[place % 2], content=message.content) for place, message in enumerate(said)]
+    return [ChatMessage(role="assistant" if place % 2 else "user", content=one.content) for place, one in enumerate(said)]
 
 
 def report(costs: Sequence[Cost], turns: int) -> str:
