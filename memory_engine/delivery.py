@@ -176,7 +176,14 @@ class DeliveryWorker:
     # -- deliveries ------------------------------------------------------------------------------------------
 
     async def _deliver_all(self, claim: Claim) -> None:
+        lease = self._settings.limits.lease
+        renewed = time.monotonic()
         while True:
+            # What keeps the lease during a delivery begins anew with each: many quick ones would outlive it together.
+            if time.monotonic() - renewed > lease / 3:
+                if not await self._store.renew(claim.lease, claim.session, seconds=lease):
+                    return
+                renewed = time.monotonic()
             chunk = await self._store.read_chunk(claim, self._settings.flush_size)
             if chunk is None or not await self._deliver(claim, chunk):
                 return

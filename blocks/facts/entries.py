@@ -45,7 +45,7 @@ class Entry:
     number: int
     text: str | None
     since: datetime
-    threads: frozenset[int]
+    threads: frozenset[int | str]
     proofs: tuple[Proof, ...]
     joint: frozenset[tuple[str, int]] = frozenset()
     """Of a merged fact: where the proofs are that its text was made of."""
@@ -77,7 +77,11 @@ def rows_of(entries: Iterable[Entry], current: Iterable[int]) -> dict[str, Row]:
     now = frozenset(current)
     rows: dict[str, Row] = {}
     for entry in entries:
-        about: dict[str, Any] = {"text": entry.text, "since": entry.since.isoformat(), "threads": sorted(entry.threads)}
+        about: dict[str, Any] = {
+            "text": entry.text,
+            "since": entry.since.isoformat(),
+            "threads": sorted(entry.threads, key=str),
+        }
         if entry.field is not None:
             about["field"] = entry.field
         if entry.same is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import lru_cache
 
@@ -76,7 +76,9 @@ class Ledger:
         if known is not None:
             self.entries[known] = self.entries[known].with_proofs(proofs)
             return known
-        return self._append(text, frozenset([self.next_number]), proofs, since, field=field)
+        # What is said of a field after it was emptied is about the same thing again.
+        thread = self.next_number if field is None else field
+        return self._append(text, frozenset([thread]), proofs, since, field=field)
 
     def update(self, number: int, text: str, proofs: Sequence[Proof], since: datetime) -> int:
         """Another text takes the place of a fact that holds. Returns the number of that text."""
@@ -107,7 +109,7 @@ class Ledger:
             return None
         for number in numbers:
             self._end(number)
-        threads = frozenset[int]().union(*[entry.threads for entry in merged])
+        threads = frozenset[int | str]().union(*[entry.threads for entry in merged])
         return self._append(text, threads, list(proofs.values()), since, joint=frozenset(proofs))
 
     def erase(self, covers: Covers) -> None:
@@ -118,7 +120,19 @@ class Ledger:
         # An end of nothing is of no use.
         self.entries = {n: entry for n, entry in self.entries.items() if entry.text is not None or entry.threads & texts}
         self._current = self._find_current()
-        self._numbers = {self._identity(entry): entry.number for entry in self.current}
+        self._join()
+
+    def _join(self) -> None:
+        """What holds again may have been said anew meanwhile: then the new version is proven by both."""
+        self._numbers = {}
+        for entry in self.current:
+            before = self._numbers.get(self._identity(entry))
+            if before is not None:
+                old = self.entries[before]
+                joined = replace(entry, threads=entry.threads | old.threads).with_proofs(old.proofs)
+                self.entries[entry.number] = joined
+                self._current.discard(before)
+            self._numbers[self._identity(entry)] = entry.number
 
     def drop(self, number: int) -> None:
         """Remove a fact with every version of the same things, as if nobody had said them."""
@@ -127,7 +141,7 @@ class Ledger:
         for each in doomed:
             del self.entries[each]
         self._current = self._find_current()
-        self._numbers = {self._identity(entry): entry.number for entry in self.current}
+        self._join()
 
     # -- history ---------------------------------------------------------------------------------------------
 
@@ -141,7 +155,7 @@ class Ledger:
 
     def _following(self) -> dict[int, Entry]:
         """The next version of each entry that has one."""
-        last: dict[int, Entry] = {}
+        last: dict[int | str, Entry] = {}
         following: dict[int, Entry] = {}
         for number in sorted(self.entries, reverse=True):
             entry = self.entries[number]
@@ -154,7 +168,7 @@ class Ledger:
     # -- helpers ---------------------------------------------------------------------------------------------
 
     def _find_current(self) -> set[int]:
-        last: dict[int, int] = {}
+        last: dict[int | str, int] = {}
         for entry in self.entries.values():
             for thread in entry.threads:
                 last[thread] = max(last.get(thread, 0), entry.number)
@@ -183,7 +197,7 @@ class Ledger:
     def _append(
         self,
         text: str | None,
-        threads: frozenset[int],
+        threads: frozenset[int | str],
         proofs: Sequence[Proof],
         since: datetime,
         *,

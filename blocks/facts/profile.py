@@ -59,7 +59,11 @@ def _patch(field: str, change: Any, schema: type[BaseModel]) -> Patch:
     numbers = numbers_of(change.get("messages"))
     if change["value"] is None:
         return Patch(field, None, numbers)
-    value = json.dumps(change["value"], ensure_ascii=False, sort_keys=True).encode("utf-8", "replace").decode("utf-8")
+    value = (
+        json.dumps(change["value"], ensure_ascii=False, sort_keys=True, allow_nan=False)
+        .encode("utf-8", "replace")
+        .decode("utf-8")
+    )
     if len(value) > LONGEST_VALUE:
         raise ValueError(f"has a value of {len(value)} characters; at most {LONGEST_VALUE} are kept")
     return Patch(field, value, numbers)

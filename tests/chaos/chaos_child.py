@@ -2,6 +2,7 @@
 
 chaos_child.py act DATABASE SEED COUNT START     does the acts of a seed from START on, saying which are done
 chaos_child.py recall DATABASE SEED COUNT START KIND  the same, with blocks for recall on a vector store of that kind
+chaos_child.py facts DATABASE SEED COUNT START   the same in one session, with a block for facts and a slow model
 chaos_child.py write DATABASE WRITER COUNT       puts COUNT messages into a shared session and one of its own
 chaos_child.py forget DATABASE                   puts a message and never closes the memory
 """
@@ -44,9 +45,18 @@ async def recall(database: Path, seed: int, count: int, start: int, kind: str) -
         await _go_on(engine, seed, count, start)
 
 
-async def _go_on(engine: MemoryEngine, seed: int, count: int, start: int) -> None:
-    memories = {session: engine.session(session, user_id="ada") for session in ("a", "b")}
-    for number, todo in enumerate(acts(seed, count)[start:], start):
+async def facts(database: Path, seed: int, count: int, start: int) -> None:
+    """The same in one session, while a model makes facts of what is flushed."""
+    from chaos_facts import facts_engine
+
+    say("ready")
+    async with facts_engine(database, slow=0.05) as engine:
+        await _go_on(engine, seed, count, start, sessions=("a",))
+
+
+async def _go_on(engine: MemoryEngine, seed: int, count: int, start: int, sessions: tuple[str, ...] = ("a", "b")) -> None:
+    memories = {session: engine.session(session, user_id="ada") for session in sessions}
+    for number, todo in enumerate(acts(seed, count, sessions)[start:], start):
         memory = memories[todo.session]
         if todo.messages:
             await memory.put_messages(todo.messages)
@@ -88,9 +98,9 @@ def main(kind: str, database: str, *arguments: str) -> None:
     # A shell that runs the tests in the background has them ignore Ctrl-C, and so their children.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     path = Path(database)
-    if kind == "act":
+    if kind in {"act", "facts"}:
         seed, count, start = map(int, arguments)
-        asyncio.run(act(path, seed, count, start))
+        asyncio.run((act if kind == "act" else facts)(path, seed, count, start))
     elif kind == "recall":
         seed, count, start = map(int, arguments[:3])
         asyncio.run(recall(path, seed, count, start, arguments[3]))

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, List, Optional  # noqa: UP035 - as in LlamaIndex's guide
 
 import pytest
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from memory_engine import BaseMemoryBlock, ChatMessage, Limits, Memory, MemoryEngine, TextBlock
-from memory_engine.blocks import SummaryMemoryBlock, VectorMemoryBlock
+from memory_engine.blocks import FactExtractionMemoryBlock, SummaryMemoryBlock, VectorMemoryBlock
 from memory_engine.errors import BlockError
 from memory_engine.testing import BlockContract, FakeEmbedder, ScriptedLLM
 
@@ -298,6 +298,67 @@ class TestSummaryMemoryBlockOfThreeChunks(TestSummaryMemoryBlock):
         return SummaryMemoryBlock(
             llm=ScriptedLLM(otherwise=remember), summarize_every=3, keep_versions=1, must_keep=[self.secret], max_tokens=200
         )
+
+
+SAID_IN = re.compile(r'<message n="(\d+)"[^>]*>\n(.*?)\n</message>', re.DOTALL)
+KNOWN = re.compile(r'<fact id="(f\d+)">(.*?)</fact>')
+
+
+def operate(prompt: list[dict[str, str]]) -> str:
+    """A model that finds homes and locker codes, corrects homes, and merges whatever it is asked to."""
+    known = KNOWN.findall(prompt[1]["content"])
+    homes = [fact for fact, text in known if text.startswith("lives in")]
+    found: list[dict[str, Any]] = []
+    for number, text in SAID_IN.findall(prompt[1]["content"]):
+        about = {"messages": [int(number)]}
+        for home in HOME.findall(text):
+            change = {"op": "update", "fact": homes[0]} if homes else {"op": "add"}
+            found.append({**change, "text": f"lives in {home}", **about})
+        found += [{"op": "add", "text": f"has the locker code {code}", **about} for code in CODE.findall(text)]
+        if "tea" in text:
+            found.append({"op": "add", "text": "likes tea", **about})
+    merges = []
+    if "merges" in prompt[0]["content"]:
+        merges.append({"facts": [fact for fact, _ in known[:2]], "text": " and ".join(text for _, text in known[:2])})
+    return json.dumps({"operations": found, "merges": merges})
+
+
+class Profile(BaseModel):
+    home: str
+    code: str = ""
+
+
+def fill_in(prompt: list[dict[str, str]]) -> str:
+    """The same for a profile."""
+    found: dict[str, Any] = {}
+    for number, text in SAID_IN.findall(prompt[1]["content"]):
+        for field, pattern in (("home", HOME), ("code", CODE)):
+            for value in pattern.findall(text):
+                found[field] = {"value": value, "messages": [int(number)]}
+    return json.dumps({"profile": found})
+
+
+class TestFactExtractionMemoryBlock(BlockContract):
+    @pytest.fixture
+    def block(self) -> FactExtractionMemoryBlock:
+        return FactExtractionMemoryBlock(llm=ScriptedLLM(otherwise=operate))
+
+    async def observe(self, block: BaseMemoryBlock[Any]) -> Any:
+        # Two runs say the same at different times and under different ids.
+        fields, records = await super().observe(block)
+        return fields, [(seq, {**data, "since": None, "message": None}, blob) for seq, data, blob in records]
+
+
+class TestFactsThatAreCondensed(TestFactExtractionMemoryBlock):
+    @pytest.fixture
+    def block(self) -> FactExtractionMemoryBlock:
+        return FactExtractionMemoryBlock(llm=ScriptedLLM(otherwise=operate), max_facts=1, max_tokens=60)
+
+
+class TestProfile(TestFactExtractionMemoryBlock):
+    @pytest.fixture
+    def block(self) -> FactExtractionMemoryBlock:
+        return FactExtractionMemoryBlock(llm=ScriptedLLM(otherwise=fill_in), schema=Profile)
 
 
 # -- what only these blocks can show -----------------------------------------------------------------------------

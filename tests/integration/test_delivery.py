@@ -192,6 +192,23 @@ async def test_what_is_not_absorbed_yet_stays_in_view(tmp_path: Path) -> None:
         assert context.receipt.source("probe").lag == 0
 
 
+async def test_many_quick_deliveries_keep_their_lease(tmp_path: Path) -> None:
+    """Together they take twice as long as the lease, each of them far less; none is done again."""
+    delivered: list[str] = []
+
+    async def note(block: Probe, texts: list[str]) -> None:
+        delivered.extend(texts)
+        await asyncio.sleep(0.06)
+
+    async with open_engine(tmp_path, Probe(on_put=note), limits={"lease": 1.5}, token_flush_size=1) as engine:
+        memory = engine.session("one")
+        texts = [f"text {number}" for number in range(50)]
+        await memory.put_messages([{"role": "user", "content": text} for text in texts])
+        await memory.flush(final=True)
+        await memory.drain(PATIENCE)
+        assert delivered == texts
+
+
 async def test_what_a_delivery_is_told(tmp_path: Path) -> None:
     contexts: list[Any] = []
 

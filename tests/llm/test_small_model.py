@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from memory_engine import ChatMessage, Limits, MemoryEngine
 from memory_engine.blocks import FactExtractionMemoryBlock, SummaryMemoryBlock
 from memory_engine.blocks.models import OpenAICompatibleModel
@@ -20,12 +22,13 @@ LIMITS = Limits(delivery=1_800.0, lease=60.0, max_attempts=1)
 
 def model(url: str, **options: Any) -> OpenAICompatibleModel:
     return OpenAICompatibleModel(
-        "smollm2-135m", base_url=url, timeout=900.0, options={"temperature": 0, "max_tokens": 200} | options
+        "smollm2-135m", base_url=url, timeout=900.0, options={"temperature": 0, "max_tokens": 120} | options
     )
 
 
+@pytest.mark.timeout(7_200)
 async def test_a_real_model_end_to_end(model_url: str, tmp_path: Path) -> None:
-    said = [ChatMessage(role=m.role, name=m.name, content=m.content, created_at=m.created_at) for m in load(None)[:70]]
+    said = [ChatMessage(role=m.role, name=m.name, content=m.content, created_at=m.created_at) for m in load(None)[:40]]
     llm = model(model_url)
     schema = {"type": "json_schema", "json_schema": {"name": "operations", "schema": {"type": "object"}}}
     how: dict[str, Any] = {
