@@ -10,6 +10,7 @@ if __name__ != "memory_engine.blocks":
 from memory_engine.blocks.static import StaticMemoryBlock
 
 if TYPE_CHECKING:
+    from memory_engine.blocks.entities.block import Entity, EntityMemoryBlock
     from memory_engine.blocks.summary.block import SummaryMemoryBlock, SummaryVersion
     from memory_engine.blocks.vector.block import Hit, VectorMemoryBlock
     from memory_engine.blocks.vector.qdrant import QdrantVectorStore
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from memory_engine.blocks.vector.records import RecordsVectorStore
 
 __all__ = [
+    "Entity",
+    "EntityMemoryBlock",
     "Floor",
     "Hit",
     "QdrantVectorStore",
@@ -29,6 +32,8 @@ __all__ = [
 ]
 
 _ON_DEMAND = {
+    "Entity": "entities.block",
+    "EntityMemoryBlock": "entities.block",
     "Floor": "vector.ranking",
     "Hit": "vector.block",
     "QdrantVectorStore": "vector.qdrant",

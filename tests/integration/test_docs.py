@@ -12,7 +12,7 @@ import pytest
 DOCS = Path(__file__).parents[2] / "docs"
 EXAMPLES = [
     (page, number, code)
-    for page in ("summary.md",)
+    for page in ("summary.md", "entities.md")
     for number, code in enumerate(
         re.findall(r"^```python\n(.*?)^```", (DOCS / page).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     )
