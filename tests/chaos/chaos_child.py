@@ -2,6 +2,7 @@
 
 chaos_child.py act DATABASE SEED COUNT START     does the acts of a seed from START on, saying which are done
 chaos_child.py recall DATABASE SEED COUNT START KIND  the same, with blocks for recall on a vector store of that kind
+chaos_child.py think DATABASE SEED COUNT START LOG    the same, with blocks that ask a model, whose calls go to LOG
 chaos_child.py write DATABASE WRITER COUNT       puts COUNT messages into a shared session and one of its own
 chaos_child.py forget DATABASE                   puts a message and never closes the memory
 """
@@ -41,6 +42,15 @@ async def recall(database: Path, seed: int, count: int, start: int, kind: str) -
         shop(kind, database, folder) as where,
         small_engine(database, recalling(where, SlowEmbedder(slow=0.02), ("session", "user"))) as engine,
     ):
+        await _go_on(engine, seed, count, start)
+
+
+async def think(database: Path, seed: int, count: int, start: int, log: Path) -> None:
+    """The same, while a model summarises and notes what is flushed."""
+    from chaos_models import thinking_engine
+
+    say("ready")
+    async with thinking_engine(database, log, slow=0.4) as engine:
         await _go_on(engine, seed, count, start)
 
 
@@ -94,6 +104,9 @@ def main(kind: str, database: str, *arguments: str) -> None:
     elif kind == "recall":
         seed, count, start = map(int, arguments[:3])
         asyncio.run(recall(path, seed, count, start, arguments[3]))
+    elif kind == "think":
+        seed, count, start = map(int, arguments[:3])
+        asyncio.run(think(path, seed, count, start, Path(arguments[3])))
     elif kind == "write":
         asyncio.run(write(path, arguments[0], int(arguments[1])))
     else:
