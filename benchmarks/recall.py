@@ -17,7 +17,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from itertools import pairwise
@@ -30,7 +30,7 @@ if __package__ in (None, ""):  # started as a script
 from benchmarks.contenders import Unavailable
 from benchmarks.environment import environment
 from benchmarks.recall_contenders import LangChain, LlamaIndex
-from benchmarks.recall_data import Conversation, Dataset, Question, apollo13, locomo, normal, own, with_unrelated
+from benchmarks.recall_data import Conversation, Dataset, Question, apollo13, lengthened, locomo, normal, own, with_unrelated
 from benchmarks.recall_systems import EMBEDDINGS, Embedding, Fifo, Recall, Returned, System
 from benchmarks.timing import collector_off, table
 
@@ -62,6 +62,8 @@ class Plan:
     ratios: tuple[float, ...] = RATIOS
     systems: tuple[str, ...] = SYSTEMS
     embeddings: tuple[str, ...] = ("minilm",)
+    put: bool = False
+    """Whether questions are put as messages, and `get` is called without a query."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +107,11 @@ class Row:
     @property
     def all_found(self) -> float:
         return _percent(all(answer.found) for answer in self.of("answerable"))
+
+    @property
+    def silent(self) -> float:
+        """The share of the questions with an answer for which nothing was recalled, in %."""
+        return _percent(answer.recalled == 0 for answer in self.of("answerable"))
 
     @property
     def violations(self) -> int:
@@ -152,14 +159,12 @@ def entries(plan: Plan) -> tuple[list[Entry], list[str]]:
 
 def _makers(plan: Plan, embedding: Callable[[str], Embedding | None]) -> Iterator[tuple[float | None, Callable[[], System]]]:
     wanted = plan.systems
-    if "fifo" in wanted:
+    if "fifo" in wanted and not plan.put:
         yield None, Fifo
     for ratio in plan.ratios:
-        if "lexical" in wanted:
-            yield ratio, partial(Recall, ratio)
-        for name in EMBEDDINGS:
-            if name in wanted and (model := embedding(name)) is not None:
-                yield ratio, partial(Recall, ratio, model)
+        yield from _ours(plan, ratio, embedding)
+        if plan.put:
+            continue  # the others' answers to a question that was put are another measurement
         models = [model for name in plan.embeddings if (model := embedding(name)) is not None] if _others(plan) else []
         for model in models:
             if "llamaindex" in wanted:
@@ -170,6 +175,16 @@ def _makers(plan: Plan, embedding: Callable[[str], Embedding | None]) -> Iterato
                 if ratio == plan.ratios[0]:
                     yield None, partial(LangChain, ratio, model)
                 yield ratio, partial(LangChain, ratio, model, tuned=True)
+
+
+def _ours(
+    plan: Plan, ratio: float, embedding: Callable[[str], Embedding | None]
+) -> Iterator[tuple[float | None, Callable[[], System]]]:
+    if "lexical" in plan.systems:
+        yield ratio, partial(Recall, ratio, put=plan.put)
+    for name in EMBEDDINGS:
+        if name in plan.systems and (model := embedding(name)) is not None:
+            yield ratio, partial(Recall, ratio, model, put=plan.put)
 
 
 def _others(plan: Plan) -> bool:
@@ -265,10 +280,21 @@ def falling(rows: Sequence[Row]) -> list[str]:
     notes = []
     for before, after in pairwise(rows):
         same = (before.dataset, before.system, before.ratio) == (after.dataset, after.system, after.ratio)
-        if same and before.budget < after.budget and after.recall < before.recall - 1e-9:
+        if not same or before.budget >= after.budget:
+            continue
+        if after.recall < before.recall - 1e-9:
             change = f"from {before.recall:.1f} to {after.recall:.1f}"
             notes.append(f"{after.dataset}: recall of {after.system} fell {change} between {before.budget} and {after.budget}")
+        if lost := _lost(before, after):
+            what = f"{lost} of {len(after.answers)} answers lack evidence that was there at {before.budget}"
+            notes.append(f"{after.dataset}: {after.system} at {after.budget}: {what}")
     return notes
+
+
+def _lost(before: Row, after: Row) -> int:
+    """Of how many questions a turn was found with the smaller budget and is not with the larger one."""
+    pairs = zip(before.answers, after.answers, strict=True)
+    return sum(any(was and not now for was, now in zip(one.found, other.found, strict=True)) for one, other in pairs)
 
 
 # -- reporting ---------------------------------------------------------------------------------------------------------
@@ -299,12 +325,13 @@ def _lines(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
 
 def _recall_table(rows: Sequence[Row]) -> str:
     budgets = list(dict.fromkeys(row.budget for row in rows))
-    head = ["evidence recall, %", *(f"{budget:,}" for budget in budgets), "all evidence, %", "over budget"]
+    head = ["evidence recall, %", *(f"{budget:,}" for budget in budgets), "all evidence, %", "nothing, %", "over budget"]
     body = [
         [
             name,
             *(f"{row.recall:.1f}" for row in line),
             "/".join(f"{row.all_found:.0f}" for row in line),
+            "/".join(f"{row.silent:.1f}" for row in line),
             f"{sum(row.violations for row in line)} of {sum(len(row.answers) for row in line)}",
         ]
         for name, line in _lines(rows)
@@ -352,7 +379,7 @@ def as_json(plan: Plan, rows: Sequence[Row], notes: Sequence[str]) -> dict[str, 
         "benchmark": "recall",
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "environment": environment(_PACKAGES),
-        "plan": {"budgets": plan.budgets, "ratios": plan.ratios, "systems": plan.systems, "embeddings": plan.embeddings},
+        "plan": asdict(plan),
         "results": [_row_json(row) for row in rows],
         "notes": list(notes),
     }
@@ -375,6 +402,7 @@ def _row_json(row: Row) -> dict[str, Any]:
         "recall_strict": _rounded(_percent(sum(a.strictly) / len(a.strictly) for a in answerable)),
         "recall_over_evidence": _rounded(_percent(found)),
         "all_evidence": _rounded(row.all_found),
+        "nothing_recalled": _rounded(row.silent),
         "by_category": {
             name: _rounded(_percent(a.share for a in answerable if a.question.category == name)) for name in categories if name
         },
@@ -438,6 +466,13 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--ratio", default="", help="chat_history_token_ratio, several with commas (default 0.1,0.7; quick 0.1)"
     )
+    parser.add_argument(
+        "--ask",
+        choices=("query", "put"),
+        default="query",
+        help="give get() the question, or put it as a message before (ours only)",
+    )
+    parser.add_argument("--long", action="store_true", help="questions within the instructions of benchmarks/instructions.txt")
     parser.add_argument("--quick", action="store_true", help="ours only, few questions: under a minute")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="write recall.txt, recall.json and recall.png there")
     parser.add_argument("--details", type=Path, metavar="PATH", help="write a JSON line for each question asked")
@@ -457,7 +492,7 @@ def plan_of(options: argparse.Namespace) -> Plan:
         raise SystemExit(f"budgets are whole numbers and ratios numbers, separated by commas ({error})") from error
     if not budgets or budgets[0] < 1 or not all(0 < ratio <= 1 for ratio in ratios):
         raise SystemExit("budgets are from 1 up, ratios over 0 and up to 1")
-    return Plan(budgets, ratios, systems, embeddings)
+    return Plan(budgets, ratios, systems, embeddings, put=options.ask == "put")
 
 
 def _listed(text: str) -> list[str]:
@@ -478,6 +513,8 @@ def datasets_of(options: argparse.Namespace) -> list[Dataset]:
     if options.quick:
         found = [dataset.part(conversations=1, questions=QUICK_QUESTIONS) for dataset in found]
     found = [with_unrelated(dataset, limit=QUICK_QUESTIONS if options.quick else None) for dataset in found]
+    if options.long:
+        found = [lengthened(dataset) for dataset in found]
     if not any(conversation.questions for dataset in found for conversation in dataset.conversations):
         raise SystemExit("there is nothing to measure: no dataset, or no question whose evidence can be measured")
     return found

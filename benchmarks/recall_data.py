@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from importlib.resources import files
+from itertools import starmap
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ Kind = Literal["answerable", "adversarial", "unrelated"]
 
 SHORTEST = 12
 """Texts of fewer characters ("Yes, please.") are found anywhere; they prove nothing."""
+INSTRUCTIONS = Path(__file__).parent / "instructions.txt"
 UNRELATED = Path(__file__).parent / "unrelated.txt"
 CATEGORIES = {1: "multi-hop", 2: "temporal", 3: "open-domain", 4: "single-hop", 5: "adversarial"}
 _DIALOGUE_ID = re.compile(r"D:?(\d+):(\d+)")
@@ -127,11 +129,28 @@ def measurable(name: str, turns: Sequence[Turn], questions: Sequence[Question]) 
 
 def with_unrelated(dataset: Dataset, *, path: Path = UNRELATED, limit: int | None = None) -> Dataset:
     """The same with questions on which no conversation has anything to say."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    written = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-    asked = tuple(Question(line, kind="unrelated") for line in written[:limit])
+    asked = tuple(Question(line, kind="unrelated") for line in _written(path)[:limit])
     kept = [replace(one, questions=(*one.questions, *asked)) for one in dataset.conversations]
     return replace(dataset, conversations=tuple(kept))
+
+
+def lengthened(dataset: Dataset, *, path: Path = INSTRUCTIONS) -> Dataset:
+    """The same questions within instructions as agents write them: the n-th question of a conversation within the n-th."""
+    written = _written(path)
+
+    def long(place: int, question: Question) -> Question:
+        text = question.text.strip()
+        instruction = written[place % len(written)]
+        return replace(question, text=instruction.format(question=text, request=text.rstrip("?. ")))
+
+    kept = [replace(one, questions=tuple(starmap(long, enumerate(one.questions)))) for one in dataset.conversations]
+    return replace(dataset, name=f"{dataset.name}, long questions", conversations=tuple(kept))
+
+
+def _written(path: Path) -> list[str]:
+    """The lines of a file without comments."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
 
 
 # -- LoCoMo ------------------------------------------------------------------------------------------------------------

@@ -89,6 +89,14 @@ async def fill(engine: MemoryEngine, session: str, messages: list[ChatMessage]) 
     return time.perf_counter() - begun
 
 
+def reference() -> float:
+    """Milliseconds that a loop of 100,000 additions takes now: what the machine is worth at this moment."""
+    begun, total = time.perf_counter(), 0
+    for number in range(100_000):
+        total += number
+    return 1000 * (time.perf_counter() - begun)
+
+
 def resident() -> float:
     """Megabytes of memory that this process holds."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
@@ -117,12 +125,16 @@ async def measure(path: Path, block: VectorMemoryBlock, size: int, others: int, 
         await memory.context(first_question)
         first = time.perf_counter() - begun
         cold, ticker.longest = ticker.longest, 0.0
-        held, seconds = resident() - before, []
+        held, seconds, references = resident() - before, [], []
         for question in asked:
             begun, embedded = time.perf_counter(), embedding
             await memory.context(question)
             seconds.append(time.perf_counter() - begun - (embedding - embedded))
             await asyncio.sleep(0)
+            begun = ticker.longest
+            references.append(reference())
+            await asyncio.sleep(_TICK)
+            ticker.longest = begun
     seconds.sort()
     return {
         "items": size,
@@ -134,6 +146,7 @@ async def measure(path: Path, block: VectorMemoryBlock, size: int, others: int, 
         "first ms": 1000 * first,
         "first loop ms": 1000 * cold,
         "MB": held,
+        "reference ms": statistics.median(references),
         "absorbed/s": size / absorbing,
     }
 

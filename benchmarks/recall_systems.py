@@ -7,7 +7,7 @@ import importlib
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,8 @@ BLOCK = "recall"
 STORED_WITH = 30_000
 """The limit under which a conversation is stored; after the final flush it makes no difference to what is asked."""
 BATCH = 500
+NEWEST = 4
+"""Messages that are still in the history when a question is put after them."""
 COUNTER = TokenCounter()
 """o200k_base and 4 tokens for each message: what every system's answers are counted with."""
 
@@ -76,12 +78,20 @@ class System:
         """The messages, and how many tokens of them were recalled."""
         raise NotImplementedError
 
+    async def _before(self, question: str) -> None:
+        """What is done before a question and not measured."""
+
+    async def _after(self) -> None:
+        """What undoes it."""
+
     async def ask(self, question: str) -> Returned:
+        await self._before(question)
         before = self.embedding.seconds if self.embedding else 0.0
         started = time.perf_counter()
         messages, recalled = await self._get(question)
         seconds = time.perf_counter() - started
         inside = self.embedding.seconds - before if self.embedding else 0.0
+        await self._after()
         return Returned(messages, seconds, inside, recalled)
 
     async def close(self) -> None:
@@ -189,10 +199,11 @@ class Fifo(System):
 class Recall(System):
     """Our memory with its `VectorMemoryBlock`: the whole conversation flushed and absorbed, then asked.
 
-    It is stored once; engines with other limits are opened on the same file.
+    It is stored once; engines with other limits are opened on the same file. With `put`, the newest messages are not flushed:
+    for each question they and the question are put, `get` is called without a query, and they are deleted again.
     """
 
-    def __init__(self, ratio: float, embedding: Embedding | None = None, **block: Any) -> None:
+    def __init__(self, ratio: float, embedding: Embedding | None = None, *, put: bool = False, **block: Any) -> None:
         try:
             self._block_class = importlib.import_module("memory_engine.blocks").VectorMemoryBlock
         except (AttributeError, ImportError) as error:
@@ -201,7 +212,10 @@ class Recall(System):
         self.name = "ours, lexical" if embedding is None else "ours"
         self.embedding = embedding
         self._ratio = ratio
+        self._put = put
         self._engine: MemoryEngine | None = None
+        self._writer: MemoryEngine | None = None
+        self._written: list[ChatMessage] = []
 
     def _open(self, token_limit: int) -> MemoryEngine:
         settings = dict(self._settings)
@@ -217,9 +231,11 @@ class Recall(System):
 
     async def prepare(self, conversation: Conversation) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="recall-", ignore_cleanup_errors=True)
+        self._newest = [turn.message() for turn in conversation.turns[-NEWEST:]] if self._put else []
         async with self._open(STORED_WITH) as engine:
             memory = engine.session(SESSION)
-            await fill(memory, conversation)
+            turns = conversation.turns[: len(conversation.turns) - len(self._newest)]
+            await fill(memory, replace(conversation, turns=turns))
             await memory.flush(final=True)
             await memory.drain()
             if parked := (await memory.context("")).receipt.parked:
@@ -230,19 +246,34 @@ class Recall(System):
         await self._end()
         self._engine = self._open(budget)
         self._memory = self._engine.session(SESSION)
+        # With the limit of an engine that answers, putting would flush, and some of the history would be on its way.
+        self._writer = self._open(STORED_WITH) if self._put else None
+
+    async def _before(self, question: str) -> None:
+        if self._writer is not None:
+            asked = ChatMessage(role="user", content=question)
+            self._written = await self._writer.session(SESSION).put_messages([*self._newest, asked])
 
     async def _get(self, question: str) -> tuple[Sequence[ChatMessage], int]:
-        context = await self._memory.context(question)
+        context = await self._memory.context(None if self._put else question)
         return context.messages, context.receipt.source(BLOCK).given
+
+    async def _after(self) -> None:
+        if self._writer is not None:
+            # What did not fit was flushed after `get`: the next question must not find it twice.
+            await self._memory.drain()
+            await self._writer.session(SESSION).delete([message.id for message in self._written if message.id is not None])
+            await self._memory.drain()
 
     async def close(self) -> None:
         await self._end()
         self._folder.cleanup()
 
     async def _end(self) -> None:
-        if self._engine is not None:
-            await self._engine.aclose()
-        self._engine = None
+        for engine in (self._writer, self._engine):
+            if engine is not None:
+                await engine.aclose()
+        self._engine = self._writer = None
 
 
 async def fill(memory: Memory, conversation: Conversation) -> None:

@@ -11,6 +11,9 @@ from memory_engine.blocks.static import StaticMemoryBlock
 
 if TYPE_CHECKING:
     from memory_engine.blocks.entities.block import Entity, EntityMemoryBlock
+    from memory_engine.blocks.facts.block import FactExtractionMemoryBlock
+    from memory_engine.blocks.facts.entries import Proof
+    from memory_engine.blocks.facts.ledger import Fact
     from memory_engine.blocks.summary.block import SummaryMemoryBlock, SummaryVersion
     from memory_engine.blocks.vector.block import Hit, VectorMemoryBlock
     from memory_engine.blocks.vector.qdrant import QdrantVectorStore
@@ -20,8 +23,11 @@ if TYPE_CHECKING:
 __all__ = [
     "Entity",
     "EntityMemoryBlock",
+    "Fact",
+    "FactExtractionMemoryBlock",
     "Floor",
     "Hit",
+    "Proof",
     "QdrantVectorStore",
     "RecordsVectorStore",
     "StaticMemoryBlock",
@@ -34,8 +40,11 @@ __all__ = [
 _ON_DEMAND = {
     "Entity": "entities.block",
     "EntityMemoryBlock": "entities.block",
+    "Fact": "facts.ledger",
+    "FactExtractionMemoryBlock": "facts.block",
     "Floor": "vector.ranking",
     "Hit": "vector.block",
+    "Proof": "facts.entries",
     "QdrantVectorStore": "vector.qdrant",
     "RecordsVectorStore": "vector.records",
     "SummaryMemoryBlock": "summary.block",

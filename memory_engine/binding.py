@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from memory_engine.block import DEFINITION_FIELDS, BaseMemoryBlock, BlockContext, Record, Records
-from memory_engine.errors import BlockDefinitionError, BlockError, BlockStateError, StoreError
+from memory_engine.errors import BlockDefinitionError, BlockError, BlockStateError, ReadOnlyError, StoreError
 from memory_engine.messages import ChatMessage
 from memory_engine.rows import message_of
 from memory_engine.store import Lease, MessageRow, RecordRow, SessionRow, StateChange, StateRow, Store
@@ -147,6 +147,7 @@ class ScopeBinding:
     block: Block | None = None
     wake: Callable[[], None] | None = None
     absorbing_again: bool = False
+    read_only: bool = False
 
     def absorb_again(self, *, keep_fields: bool) -> None:
         """Make everything that is stored due again, with the commit of the transaction by hand that this is called in."""
@@ -167,6 +168,10 @@ class ScopeBinding:
         return _as_messages(rows)
 
     def transaction(self) -> AbstractAsyncContextManager[None]:
+        if self.read_only:
+            raise ReadOnlyError(
+                f"The block {self.definition.name!r} was asked for through a read-only view; change it through the memory."
+            )
         return nullcontext() if self.records.writable else self._by_hand()
 
     def change(self) -> StateChange:

@@ -10,6 +10,7 @@ MemoryEngineError
 ├── BudgetExceededError
 ├── TokenizerError
 ├── RenderError
+├── ReadOnlyError
 ├── SessionOwnerError
 ├── WrongEventLoopError
 ├── ClosedError
@@ -97,6 +98,10 @@ class TokenizerError(MemoryEngineError):
 
 class RenderError(MemoryEngineError):
     """The renderer raised or did not return text; correct the function given as `renderer`."""
+
+
+class ReadOnlyError(MemoryEngineError):
+    """This memory is a read-only view; write through the memory that it was made of."""
 
 
 class SessionOwnerError(MemoryEngineError):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from types import MappingProxyType, TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self
 from uuid import uuid4
 
-from memory_engine.errors import ConfigurationError, DrainTimeoutError
+from memory_engine.errors import ConfigurationError, DrainTimeoutError, ReadOnlyError
 from memory_engine.messages import ChatMessage
 from memory_engine.reading import Query, read_context
 from memory_engine.receipt import Context
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from memory_engine.render import Renderer
     from memory_engine.settings import Clock
     from memory_engine.store import Store
+    from memory_engine.tools import Tool
 
 log = logging.getLogger("memory_engine")
 
@@ -38,6 +39,7 @@ class Memory:
     def __init__(self, engine: MemoryEngine, session: Session, *, owns_engine: bool = False) -> None:
         self._engine, self._session, self._owns_engine = engine, session, owns_engine
         self._previous: list[ChatMessage] = []
+        self._on_write: Literal["do", "raise", "ignore"] = "do"
 
     @classmethod
     def from_defaults(
@@ -141,6 +143,8 @@ class Memory:
 
     async def put_messages(self, messages: Sequence[MessageLike]) -> list[ChatMessage]:
         """Commit several messages in one transaction, all or none; otherwise as `put`."""
+        if not self._writes("put_messages"):
+            return []
         await self._engine._ready()
         return await self._session.put(_sequence(messages))
 
@@ -174,6 +178,8 @@ class Memory:
 
         The common beginning (by id) stays as it is, new messages are appended; archived ones stay archived.
         """
+        if not self._writes("set"):
+            return
         await self._engine._ready()
         await self._session.set(_sequence(messages))
 
@@ -181,6 +187,8 @@ class Memory:
 
     async def flush(self, *, final: bool = False) -> int:
         """Archive all complete turns now, with `final` the current one too; returns how many tokens left the FIFO."""
+        if not self._writes("flush"):
+            return 0
         await self._engine._ready()
         return await self._session.flush(final=final)
 
@@ -195,6 +203,8 @@ class Memory:
 
     async def pop(self) -> ChatMessage | None:
         """Delete the newest message with everything derived from it and return it; None when there is none."""
+        if not self._writes("pop"):
+            return None
         await self._engine._ready()
         return await self._session.pop()
 
@@ -203,6 +213,8 @@ class Memory:
         if isinstance(ids, str | bytes | Mapping) or not isinstance(ids, Sequence):
             raise ConfigurationError("delete takes a list of message ids.")
         checked = [check_id("a message id", message_id) for message_id in ids]
+        if not self._writes("delete"):
+            return 0
         await self._engine._ready()
         return await self._session.delete(checked)
 
@@ -212,11 +224,15 @@ class Memory:
         :raises MessageNotFoundError: there is no such message.
         """
         check_id("message_id", message_id)
+        if not self._writes("rewind"):
+            return 0
         await self._engine._ready()
         return await self._session.rewind(message_id)
 
     async def reset(self) -> None:
         """Delete the session's messages, its session-scoped state and everything derived; user and global state stays."""
+        if not self._writes("reset"):
+            return
         await self._engine._ready()
         await self._session.reset()
 
@@ -227,12 +243,40 @@ class Memory:
         """
         if block is not None:
             self._session.definition(block)
+        if not self._writes("redeliver"):
+            return 0
         await self._engine._ready()
         return await self._session.redeliver(block)
 
     def block(self, name: str) -> BoundBlock:
         """That block bound to this scope: `await memory.block(name)` to look at it, `async with` it to correct it."""
-        return BoundBlock(self._engine._ready, self._session, name)
+        return BoundBlock(self._engine._ready, self._session, name, read_only=self._on_write != "do")
+
+    def read_only(self, *, on_write: Literal["raise", "ignore"] = "raise") -> Memory:
+        """A view of this session for agents that may read it but must not change it; it closes nothing.
+
+        `get`, `context`, `get_all`, `drain` and looking at blocks work as here. What would change the session raises
+        `ReadOnlyError`, or with "ignore" does nothing and returns what it returns when there is nothing to do.
+
+        :raises ConfigurationError: `on_write` is something else.
+        """
+        if on_write not in ("raise", "ignore"):
+            raise ConfigurationError(f'on_write is "raise" or "ignore", not {on_write!r:.80}.')
+        view = Memory(self._engine, self._session)
+        view._on_write = on_write if self._on_write == "do" else self._on_write
+        return view
+
+    def as_tools(self) -> list[Tool]:
+        """This memory as tools for a model: `remember`, `search_memory` and `forget`; see `memory_engine.tools`."""
+        from memory_engine.tools import as_tools
+
+        return as_tools(self)
+
+    def _writes(self, what: str) -> bool:
+        """Whether this memory may change; raises `ReadOnlyError`."""
+        if self._on_write == "raise":
+            raise ReadOnlyError(f"{what} was called on a read-only view; write through the memory that it was made of.")
+        return self._on_write == "do"
 
     # -- what it is ------------------------------------------------------------------------------------------
 
@@ -251,6 +295,16 @@ class Memory:
     @property
     def token_limit(self) -> int:
         return self._session.core.settings.token_limit
+
+    @property
+    def blocks(self) -> Mapping[str, Block]:
+        """The definitions of the blocks by name, in their order; `block(name)` gives the one of this scope."""
+        return MappingProxyType(self._session.core.definitions)
+
+    @property
+    def is_read_only(self) -> bool:
+        """Whether this is a view that cannot change the session."""
+        return self._on_write != "do"
 
     def __repr__(self) -> str:
         return f"Memory(session_id={self.session_id!r}, token_limit={self.token_limit})"

@@ -242,7 +242,7 @@ class Session:
         session = await self._current()
         return [message_of(row) for row in await self.core.store.all_rows(session)] if session else []
 
-    async def bound(self, definition: Block) -> Block:
+    async def bound(self, definition: Block, *, read_only: bool = False) -> Block:
         """A copy of the block with what is saved in this session's scope."""
         session = await self._current()
         if session is None and definition.scope == "session":
@@ -257,7 +257,7 @@ class Session:
         lease = self.core.settings.limits.lease
         # A block that cannot forget by itself waits to be rebuilt; until then it must not show what was erased.
         blank = bool(waiting) and not can_forget(definition)
-        block, _ = bind(
+        block, binding = bind(
             self.core.store,
             definition,
             context,
@@ -268,6 +268,7 @@ class Session:
             blank=blank,
             wake=self.core.worker.wake,
         )
+        binding.read_only = read_only
         return block
 
     def context_of(self, definition: Block, session: SessionRow | None) -> BlockContext:
@@ -390,8 +391,8 @@ def summary_of(info: SessionInfo) -> SessionSummary:
 class BoundBlock:
     """What `memory.block(name)` returns: awaited, the block bound to this scope, to look at; entered, to correct it."""
 
-    def __init__(self, ready: Callable[[], Awaitable[object]], session: Session, name: str) -> None:
-        self._ready, self._session, self._definition = ready, session, session.definition(name)
+    def __init__(self, ready: Callable[[], Awaitable[object]], session: Session, name: str, *, read_only: bool = False) -> None:
+        self._ready, self._session, self._definition, self._read_only = ready, session, session.definition(name), read_only
         self._transaction: AbstractAsyncContextManager[None] | None = None
 
     def __await__(self) -> Generator[Any, None, Block]:
@@ -399,7 +400,7 @@ class BoundBlock:
 
     async def _bind(self) -> Block:
         await self._ready()
-        return await self._session.bound(self._definition)
+        return await self._session.bound(self._definition, read_only=self._read_only)
 
     async def __aenter__(self) -> Block:
         block = await self._bind()

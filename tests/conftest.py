@@ -13,6 +13,7 @@ settings.register_profile("soak", settings.get_profile("default"), max_examples=
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--soak", action="store_true", default=False, help="run everything with its full numbers")
+    parser.addoption("--llm", action="store_true", default=False, help="run tests/llm with a small model on this machine")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -57,6 +57,8 @@ def translate(error: Exception, who: str) -> MemoryEngineError:
 def asked_to_wait(error: BaseException) -> float | None:
     """Seconds after which the service that refused wants to be asked again, if it said so."""
     for cause in _causes(error):
+        if isinstance(cause, BlockUnavailableError) and cause.retry_after is not None:
+            return cause.retry_after
         headers = getattr(getattr(cause, "response", None), "headers", None)
         seconds = None if headers is None else retry_after(headers)
         if seconds is not None:

@@ -89,7 +89,7 @@ class JsonService:
                     raise BlockError(f"{said} {self._advice}")
                 asked = retry_after(response.headers)
                 if attempt >= self._retries or (asked is not None and asked > self._max_wait):
-                    raise BlockUnavailableError(said)
+                    raise BlockUnavailableError(said, retry_after=asked)
                 wait = wait if asked is None else asked
             attempt += 1
             await pause(min(wait, self._max_wait))

@@ -34,6 +34,8 @@ def guarded(text: str, borders: re.Pattern[str], *, begins: Callable[[], bool]) 
 
     Its first line is looked at, too, if the text `begins` a line.
     """
+    if len(text.splitlines()) < 2 and not begins():
+        return text
     found = borders.search(f"\n{text}")
     if found is None:
         return text
@@ -42,6 +44,11 @@ def guarded(text: str, borders: re.Pattern[str], *, begins: Callable[[], bool]) 
     elif found.start() == 0 and not borders.search(text):
         return text
     return _CONTINUED.sub(rf"\1{_INDENT}", text)
+
+
+def one_line(text: str) -> str:
+    """A name or a value without line breaks."""
+    return text if text.isprintable() else " ".join(text.splitlines())
 
 
 def ends_a_line(text: str) -> bool:

@@ -60,6 +60,8 @@ class Layout:
 
     def begins_with(self, item: Item) -> bool:
         """Whether the text of an item begins a line."""
+        if item.kind == "message" and self.line == PLAIN:
+            return False  # what many lines are asked, each time
         return ends_a_line(self.written(item, _TEXT).partition(_TEXT)[0])
 
     def _local(self, at: datetime) -> datetime:

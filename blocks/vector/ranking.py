@@ -83,15 +83,21 @@ class Floor:
     """When a query is about nothing that is remembered; then nothing is shown.
 
     With words alone the best item, its neighbours included, must hold at least two of the query's words that carry `pair`
-    of the rarity of all its words, or one word that carries `single`. With vectors, `weak` similarity must agree with the
-    words, or `strong` similarity stands alone; similarity is measured from the mean of all items (0) to 1, because some
-    models find everything alike. Calibrated on questions about things that nobody had spoken of.
+    of the rarity of all its words (of the rarest 24 in a long query), or one word that carries `single`. With vectors, `weak`
+    similarity must agree with the words, or `strong` similarity stands alone; similarity is measured from the mean of all
+    items (0) to 1, because some models find everything alike. Calibrated on questions about things that nobody had spoken of.
     """
 
     pair: float = 0.18
     single: float = 0.45
     weak: float = 0.2
     strong: float = 0.4
+
+    def __post_init__(self) -> None:
+        for name in ("pair", "single"):
+            check_number(name, getattr(self, name), least=0.0, most=1.0)
+        for name in ("weak", "strong"):
+            check_number(name, getattr(self, name), least=-1.0, most=1.0)
 
     def __deepcopy__(self, memo: object) -> Self:
         return self
@@ -178,17 +184,32 @@ def _lexical(candidates: Candidates, query: Scores, weights: Weights, nearby: _N
     known = np.maximum(candidates.frequency, 1.0)
     weight = np.log1p((max(total, _ENOUGH) - known + 0.5) / (known + 0.5))
     held = np.minimum(counts, 1.0)
-    # What was said before the question must not hide what it is about; but "and where?" is about what was said before.
-    asked, all_of_it = weight * (query >= query.max()), weight * query
-    shares = np.maximum(*((held @ each) / max(float(each.sum()), 1e-9) for each in (asked, all_of_it)))
-    several = (counts >= _NOTED).sum(axis=1) >= _SEVERAL
-    coverage = _Coverage(float(shares.max()), float(shares[several].max()) if several.any() else 0.0)
+    # What stands around a question must neither hide what it is about nor make it be about something; but a word or two alone
+    # say too little.
+    asked = query >= query.max()
+    meant = [asked.astype(np.float64)] if asked.sum() >= _STANDS_ALONE else [asked.astype(np.float64), query]
+    coverage = _covered(held, [weight * each for each in meant])
     return terms @ (query * rarity**weights.rarity), coverage
+
+
+def _covered(held: Scores, meanings: Sequence[Scores]) -> _Coverage:
+    """How much the best windows hold of what the query may mean: the weight of each word, 0 if it is not meant."""
+    single = pair = 0.0
+    for weights in meanings:
+        shares = (held @ weights) / max(float(np.sort(weights)[-_HEAVIEST:].sum()), 1e-9)
+        several = (held[:, weights > 0] >= _NOTED).sum(axis=1) >= _SEVERAL
+        single = max(single, float(shares.max()))
+        pair = max(pair, float(shares[several].max()) if several.any() else 0.0)
+    return _Coverage(single, pair)
 
 
 _NOTED = 0.3
 """A word that only stands three items away does not make a window one that holds two words of the query."""
 _SEVERAL = 2
+_STANDS_ALONE = 3
+"""A question of so many words is about them, and not about what stands around it."""
+_HEAVIEST = 24
+"""More words than these need not be held, or a long text could be about nothing."""
 _ENOUGH = 400
 
 

@@ -105,13 +105,14 @@ def costs_of(layout: Layout, count: Callable[[str], int], now: datetime) -> Cost
     )
 
 
-def shown_by(shown: frozenset[int], session_uid: str) -> Callable[[Item], bool]:
-    """Whether a history that shows these seqs of a session shows a message of an item."""
+def shown_by(shown: frozenset[int], session_uid: str) -> Callable[[Item], bool] | None:
+    """Whether a history that shows these seqs of a session shows a message of an item; None: it shows nothing."""
     if not shown:
-        return lambda item: False
+        return None
+    oldest = min(shown)
 
     def is_shown(item: Item) -> bool:
-        if item.seq is None or item.last_seq is None or item.session_uid != session_uid:
+        if item.seq is None or item.last_seq is None or item.last_seq < oldest or item.session_uid != session_uid:
             return False
         return not shown.isdisjoint(range(item.seq, item.last_seq + 1))
 

@@ -10,14 +10,19 @@ from memory_engine.blocks.vector.store import Item
 _FIRST_WORDS = 4
 
 
-def said_by(messages: Sequence[ChatMessage]) -> Callable[[Item], bool]:
-    """Whether one of these messages has the text of an item, whatever its white space."""
+Test = Callable[[Item], bool]
+
+
+def said_by(messages: Sequence[ChatMessage]) -> Test | None:
+    """Whether one of these messages has the text of an item, whatever its white space; None: none has."""
     # By their beginnings: to normalise a whole history for each query would take milliseconds.
     beginning: dict[tuple[str, ...], list[str]] = {}
     for message in messages:
         text = message.content
         if first := _first_words(text):
             beginning.setdefault(first, []).append(text)
+    if not beginning:
+        return None
 
     def is_said(item: Item) -> bool:
         texts = beginning.get(_first_words(item.text))
@@ -26,9 +31,11 @@ def said_by(messages: Sequence[ChatMessage]) -> Callable[[Item], bool]:
     return is_said
 
 
-def either(*tests: Callable[[Item], bool]) -> Callable[[Item], bool]:
-    """Whether any of these is true of an item."""
-    return lambda item: any(test(item) for test in tests)
+def either(first: Test | None, second: Test | None) -> Test:
+    """Whether one of these is true of an item."""
+    if first is not None and second is not None:
+        return lambda item: first(item) or second(item)
+    return first or second or (lambda item: False)
 
 
 def _first_words(text: str) -> tuple[str, ...]:

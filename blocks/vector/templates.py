@@ -8,6 +8,7 @@ import string
 from collections.abc import Mapping
 from typing import Any, Final
 
+from memory_engine.blocks.vector.borders import one_line
 from memory_engine.blocks.vector.store import Item
 from memory_engine.blocks.vector.transcript import speaker
 
@@ -44,10 +45,10 @@ def filled(template: str, item: Item, text: str, time: str) -> str:
         speaker=speaker(item),
         text=text,
         role=item.role,
-        name=item.name or "",
+        name=one_line(item.name or ""),
         time=time,
-        session_id=item.session_id or "",
-        document=item.document or "",
+        session_id=one_line(item.session_id or ""),
+        document=one_line(item.document or ""),
         metadata=_Told(item.metadata),
     )
 
@@ -77,7 +78,7 @@ class _Told:
             return ""
         if not isinstance(value, str):
             value = json.dumps(dict(value) if isinstance(value, Mapping) else value, ensure_ascii=False, default=dict)
-        return " ".join(value.splitlines())
+        return one_line(value)
 
     def __format__(self, spec: str) -> str:
         return format(str(self), spec)

@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Final
 
 from memory_engine import ChatMessage
+from memory_engine.blocks.vector.borders import one_line
 from memory_engine.blocks.vector.store import Item
 
 Split = Callable[[str], list[str]]
@@ -87,8 +88,8 @@ def splitter(tokens: int, count: Callable[[str], int]) -> Split:
 
 
 def speaker(item: Item) -> str:
-    """Who said it: the name, else the role."""
-    return item.name or item.role
+    """Who said it: the name, else the role; on one line, or a name could be an utterance of somebody else."""
+    return one_line(item.name or item.role)
 
 
 def spoken(item: Item) -> str:

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from memory_engine.blocks.models import OpenAICompatibleModel
 from memory_engine.demo.drawing import Screen
 from memory_engine.demo.play import play, second_start
 
@@ -44,9 +45,13 @@ def _run(options: argparse.Namespace) -> int:
         sys.stdout.write(json.dumps(asyncio.run(second_start(Path(path), options.token_limit, question))))
         return 0
     screen = Screen()
+    llm = None
+    if options.llm_url is not None:
+        key = os.environ.get(options.llm_key) if options.llm_key else None
+        llm = OpenAICompatibleModel(options.llm_model, base_url=options.llm_url, api_key=key)
     with tempfile.TemporaryDirectory(prefix="apollo13-") as folder:
         path = options.keep or Path(folder) / "memory.db"
-        held = asyncio.run(play(screen, path.absolute(), token_limit=options.token_limit, limit=options.limit))
+        held = asyncio.run(play(screen, path.absolute(), token_limit=options.token_limit, limit=options.limit, llm=llm))
     if options.keep is not None:
         screen.line(("kept         ", "dim"), str(options.keep))
     if not held:
@@ -59,6 +64,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--limit", type=int, metavar="N", help="play the first N utterances only (default: all 10,876)")
     parser.add_argument("--keep", type=Path, metavar="PATH", help="keep the SQLite file there (default: a temporary folder)")
     parser.add_argument("--token-limit", type=int, default=4_000, metavar="N", help="tokens of a context (default: 4000)")
+    parser.add_argument(
+        "--llm-url", metavar="URL", help="an OpenAI-compatible endpoint for facts and summary (default: a script)"
+    )
+    parser.add_argument("--llm-model", default="default", metavar="NAME", help="the model there")
+    parser.add_argument("--llm-key", metavar="VARIABLE", help="the environment variable that holds its API key")
     parser.add_argument("--second-start", nargs=2, help=argparse.SUPPRESS)
     return parser
 

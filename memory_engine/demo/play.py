@@ -23,6 +23,7 @@ from memory_engine.demo.mission_log import MissionLog
 from memory_engine.demo.recall import recall, summary
 from memory_engine.demo.report import Check, Totals, draw_checks, draw_moment, draw_totals, mission_time
 from memory_engine.demo.transcript import MISSION, Moment, batches, load, moments
+from memory_engine.demo.understanding import scripted, told, understand
 from memory_engine.tokens import TokenCounter
 
 SESSION = "apollo-13"
@@ -52,8 +53,8 @@ def open_engine(path: Path, token_limit: int) -> MemoryEngine:
     )
 
 
-async def play(screen: Screen, path: Path, *, token_limit: int, limit: int | None) -> bool:
-    """The whole demo; False when something that has to hold does not."""
+async def play(screen: Screen, path: Path, *, token_limit: int, limit: int | None, llm: Any = None) -> bool:
+    """The whole demo, with `llm` (None: a script) for what is understood; False when something that has to hold does not."""
     totals = Totals()
     started = time.perf_counter()
     messages = load(limit)
@@ -74,8 +75,10 @@ async def play(screen: Screen, path: Path, *, token_limit: int, limit: int | Non
     draw_checks(screen, "A second start: another process opens the same file", f"{totals.second_start:.1f} s", checks)
     answers = await recall(screen, path, SESSION, token_limit=token_limit, messages=messages)
     totals.recalled, totals.recalling = summary(answers), answers.absorbing + sum(answers.seconds)
-    totals.contexts += answers.asked
-    totals.over_budget += answers.over_budget
+    understood = await understand(screen, messages, llm or scripted())
+    totals.understood, totals.understanding = told(understood), understood.seconds
+    totals.contexts += answers.asked + understood.contexts
+    totals.over_budget += answers.over_budget + understood.over_budget
     totals.file_size = await asyncio.to_thread(os.path.getsize, path)
     draw_totals(screen, totals)
     return all(check.holds for check in checks) and totals.over_budget == 0

@@ -37,6 +37,8 @@ class Totals:
     second_start: float = 0.0
     recalled: str = ""
     recalling: float = 0.0
+    understood: str = ""
+    understanding: float = 0.0
     file_size: int = 0
     puts: list[float] = field(default_factory=list)
     gets: list[float] = field(default_factory=list)
@@ -124,6 +126,7 @@ def draw_totals(screen: Screen, totals: Totals) -> None:
     """Messages, tokens seen and kept, times."""
     ratio = totals.tokens_seen / max(1, totals.tokens_kept)
     all_time = totals.setup + totals.playing + totals.waiting + totals.second_start + totals.recalling
+    all_time += totals.understanding
     rate = totals.messages / max(totals.playing, 1e-9)
     budget = (
         f"{totals.contexts:,} contexts taken, the largest {totals.most:,} of {totals.budget:,} tokens, "
@@ -131,7 +134,8 @@ def draw_totals(screen: Screen, totals: Totals) -> None:
     )
     spent = (
         f"{all_time:.1f} s: playing {totals.playing:.1f}, waiting for blocks {totals.waiting:.1f}, "
-        f"second start {totals.second_start:.1f}, recall {totals.recalling:.1f}, set-up {totals.setup:.1f}"
+        f"second start {totals.second_start:.1f}, recall {totals.recalling:.1f}, "
+        f"understanding {totals.understanding:.1f}, set-up {totals.setup:.1f}"
     )
     rows = (
         ("messages", f"{totals.messages:,} in {len(totals.puts):,} puts, one for each minute, {rate:,.0f} messages a second"),
@@ -139,6 +143,7 @@ def draw_totals(screen: Screen, totals: Totals) -> None:
         ("tokens kept", f"{totals.tokens_kept:,} in the last context, 1 of {ratio:,.0f} that were seen"),
         ("budget", budget),
         ("recall", totals.recalled),
+        ("understood", totals.understood),
         ("put", _times(totals.puts)),
         ("get", _times(totals.gets)),
         ("file", f"{totals.file_size / 1e6:.1f} MB, SQLite"),

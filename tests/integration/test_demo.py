@@ -57,6 +57,18 @@ def test_totals_are_right(finished: tuple[subprocess.CompletedProcess[str], Path
     assert re.search(rf"tokens seen\s+{tokens:,}\b", done.stdout)
 
 
+def test_facts_and_summary_grow(finished: tuple[subprocess.CompletedProcess[str], Path]) -> None:
+    output = finished[0].stdout
+    told = re.search(
+        r"understood\s+(\d+) facts \((\d+) corrected\) and (\d+) tokens of summary from 300\s+utterances, (\d+)", output
+    )
+    assert told is not None, output
+    facts, corrected, summary, calls = map(int, told.groups())
+    assert facts > 0 and summary > 0 and calls > 0
+    grown = [int(number) for number in re.findall(r"^[\d:]+\s+(\d+) facts, \d+ earlier ones corrected", output, re.MULTILINE)]
+    assert len(grown) == 4 and grown[-1] + corrected >= grown[0]
+
+
 def test_no_context_is_over_the_limit(finished: tuple[subprocess.CompletedProcess[str], Path]) -> None:
     shown = re.findall(r"([\d,]+) of 2,000 tokens, \d+ %", finished[0].stdout)
     assert len(shown) == len(transcript.moments(LIMIT)) == 2

@@ -1,4 +1,4 @@
-"""Every Python block of the README runs as it stands, in a process and a folder of its own, with warnings as errors."""
+"""Every Python block of the README and of docs/ runs as it stands, in a process and a folder of its own, warnings as errors."""
 
 from __future__ import annotations
 
@@ -10,22 +10,28 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-BLOCKS = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+BLOCKS = [
+    pytest.param(block, id=f"{path.stem}-{number}")
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    for number, block in enumerate(
+        re.findall(r"^```python\n(.*?)^```", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL), start=1
+    )
+]
 
 
 def test_the_readme_has_examples() -> None:
     assert len(BLOCKS) >= 5
 
 
-@pytest.mark.parametrize("number", range(len(BLOCKS)))
-def test_example_runs(number: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("block", BLOCKS)
+def test_example_runs(block: str, tmp_path: Path) -> None:
     script = tmp_path / "example.py"
-    script.write_text(BLOCKS[number], encoding="utf-8")
+    script.write_text(block, encoding="utf-8")
     done = subprocess.run(
         [sys.executable, "-W", "error", str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() or "print" not in BLOCKS[number]
+    assert done.stdout.strip() or "print" not in block
 
 
 def test_the_two_commands_are_shown() -> None:

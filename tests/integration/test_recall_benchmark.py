@@ -201,7 +201,8 @@ def test_a_fall_of_recall_is_noted_and_the_plot_shows_one_embedding() -> None:
         return recall.Row("set", "ours, lexical", 0.1, budget, [answer], [0.1])
 
     assert recall.falling([row(1_000, False), row(2_000, True), row(4_000, True)]) == []
-    [note] = recall.falling([row(1_000, True), row(2_000, False)])
+    note, single = recall.falling([row(1_000, True), row(2_000, False)])
+    assert "1 of 1 answers lack evidence that was there at 1000" in single
     assert note == "set: recall of ours, lexical fell from 100.0 to 0.0 between 1000 and 2000"
     rows = [
         {"system": system, "ratio": ratio, "recall": 1.0}
@@ -209,3 +210,26 @@ def test_a_fall_of_recall_is_noted_and_the_plot_shows_one_embedding() -> None:
         for ratio in (0.1, 0.7)
     ]
     assert [row["system"] for row in drawn(rows)] == ["ours, lexical", "LlamaIndex tuned, MiniLM"]
+
+
+def test_questions_can_be_put_instead_of_asked(tmp_path: Path, files: tuple[str, ...]) -> None:
+    asked, _, _ = run(tmp_path, files, "--systems", "lexical")
+    put, details, _ = run(tmp_path, files, "--systems", ",".join(OURS), "--ask", "put")
+    assert put["plan"]["put"] and not asked["plan"]["put"]
+    # The newest messages are all that can be evidence there and not here.
+    assert [row["system"] for row in put["results"]] == ["ours, lexical"] * 2
+    for before, after in zip(asked["results"], put["results"], strict=True):
+        assert (after["recall"], after["violations"]) == (100, 0)
+        assert after["asked"] == before["asked"]
+    # What was put for one question is gone for the next.
+    foreign = [line["recalled"] for line in details if line["kind"] == "unrelated"]
+    assert foreign.count(0) > 0.9 * len(foreign)
+
+
+def test_questions_can_be_asked_within_instructions(tmp_path: Path, files: tuple[str, ...]) -> None:
+    data, details, text = run(tmp_path, files, "--systems", "lexical", "--long")
+    assert {row["dataset"] for row in data["results"]} == {"party, long questions"}
+    assert all(len(line["question"].split()) > 40 for line in details)
+    assert len({line["question"] for line in details}) == len(details) / 2
+    assert [row["nothing_recalled"] for row in data["results"]] == [0, 0]
+    assert "nothing, %" in text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import pickle
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,7 +20,7 @@ from qdrant_client import AsyncQdrantClient
 
 from memory_engine import Memory, MemoryEngine
 from memory_engine.blocks import Hit, QdrantVectorStore, VectorMemoryBlock
-from memory_engine.errors import BudgetExceededError
+from memory_engine.errors import BlockStateError, BudgetExceededError
 from memory_engine.messages import TextBlock
 from memory_engine.testing import FakeClock, FakeEmbedder
 from memory_engine.tokens import TokenCounter
@@ -283,6 +284,28 @@ async def test_a_model_that_returns_no_numbers_is_named(tmp_path: Path, store: Q
             await bound.add_documents(["The zebra eats grass."])
         assert await bound.search("zebra") == []
         assert "the-broken-model" in bound.context.notes[0]
+
+
+# -- bound copies ----------------------------------------------------------------------------------------------------
+
+
+async def test_a_bound_copy_is_not_pickled(tmp_path: Path) -> None:
+    async with engine_of(tmp_path, VectorMemoryBlock(name="recall")) as engine:
+        bound = await engine.session("one").block("recall")
+        with pytest.raises(BlockStateError, match="bound to a scope and cannot be pickled; pickle its definition"):
+            pickle.dumps(bound)
+
+
+async def test_a_language_that_was_changed_by_hand_is_that_of_the_words(tmp_path: Path) -> None:
+    async with engine_of(tmp_path, VectorMemoryBlock(name="recall", floor=None)) as engine:
+        memory = engine.session("one")
+        bound: Any
+        async with memory.block("recall") as bound:
+            bound.language = "german"
+        await tell(memory, "Unser Zug fährt am Freitag.")
+        bound = await memory.block("recall")
+        assert bound._words.language == "german"
+        assert [hit.item.text for hit in await bound.search("Züge")] == ["Unser Zug fährt am Freitag."]
 
 
 # -- documents -------------------------------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from functools import partial
@@ -22,6 +21,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from local_service import Service, package_class, serving
 
 from memory_engine import BlockUnavailableError
 from memory_engine.blocks import embedders
@@ -617,35 +617,8 @@ def test_wordllama_has_the_dimensions_of_its_weights(dimensions: Any) -> None:
 # -- a service ---------------------------------------------------------------------------------------------------
 
 
-class Service:
-    """A server on this machine. `plan` holds (status, headers, body) for the next requests; then it answers as it should."""
-
-    def __init__(self) -> None:
-        self.plan: list[tuple[int, dict[str, str], bytes] | None] = []
-        self.requests: list[dict[str, Any]] = []
-        self.headers: list[dict[str, str]] = []
-        self.url = ""
-
-    async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while head := await reader.readuntil(b"\r\n\r\n"):
-                request, *lines = head.decode().strip().split("\r\n")
-                headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
-                body = json.loads(await reader.readexactly(int(headers["content-length"])))
-                self.requests.append({"request": request, **body})
-                self.headers.append(headers)
-                planned = self.plan.pop(0) if self.plan else (200, {}, self.answer(body))
-                if planned is None:
-                    break
-                status, extra, content = planned
-                fields = {"Content-Type": "application/json", "Content-Length": str(len(content)), **extra}
-                lines = [f"HTTP/1.1 {status} Whatever", *[f"{name}: {value}" for name, value in fields.items()]]
-                writer.write("\r\n".join(lines).encode() + b"\r\n\r\n" + content)
-                await writer.drain()
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        finally:
-            writer.close()
+class Embedding(Service):
+    """Answers as an endpoint for embeddings."""
 
     def answer(self, body: dict[str, Any]) -> bytes:
         size = body.get("dimensions", 3)
@@ -656,22 +629,9 @@ class Service:
         return json.dumps({"object": "list", "data": rows[::-1], "model": body["model"]}).encode()
 
 
-@asynccontextmanager
-async def serving() -> AsyncIterator[Service]:
-    service = Service()
-    server = await asyncio.start_server(service.handle, "127.0.0.1", 0)
-    host, port = server.sockets[0].getsockname()
-    service.url = f"http://{host}:{port}/v1"
-    try:
-        yield service
-    finally:
-        server.close()
-        await server.wait_closed()
-
-
 @pytest.fixture
-async def service() -> AsyncIterator[Service]:
-    async with serving() as running:
+async def service() -> AsyncIterator[Embedding]:
+    async with serving(Embedding()) as running:
         yield running
 
 
@@ -687,7 +647,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return waited
 
 
-async def test_a_service_is_asked_as_openai_is(service: Service) -> None:
+async def test_a_service_is_asked_as_openai_is(service: Embedding) -> None:
     async with OpenAICompatibleEmbedder(
         "small", base_url=service.url + "/", api_key="secret", dimensions=5, headers={"X-Team": "memory"}
     ) as model:
@@ -709,7 +669,7 @@ async def test_a_service_is_asked_as_openai_is(service: Service) -> None:
     assert service.headers[0]["x-team"] == "memory"
 
 
-async def test_prefixes_mark_questions_and_texts(service: Service) -> None:
+async def test_prefixes_mark_questions_and_texts(service: Embedding) -> None:
     async with OpenAICompatibleEmbedder(
         "e5", base_url=service.url, document_prefix="passage: ", query_prefix="query: "
     ) as model:
@@ -721,14 +681,14 @@ async def test_prefixes_mark_questions_and_texts(service: Service) -> None:
     assert "authorization" not in service.headers[0]
 
 
-async def test_large_answers_are_complete(service: Service) -> None:
+async def test_large_answers_are_complete(service: Embedding) -> None:
     async with OpenAICompatibleEmbedder("large", base_url=service.url, dimensions=3000) as model:
         assert (await as_embedder(model).embed([str(n) for n in range(30)])).shape == (30, 3000)
 
 
 @pytest.mark.parametrize("refusal", [429, 500, 503])
 async def test_a_refusal_is_repeated_after_the_time_that_was_asked_for(
-    refusal: int, service: Service, pauses: list[float]
+    refusal: int, service: Embedding, pauses: list[float]
 ) -> None:
     service.plan = [(refusal, {"Retry-After": "7"}, b"{}"), (refusal, {"Retry-After": "0.5"}, b"{}")]
     async with OpenAICompatibleEmbedder("m", base_url=service.url) as model:
@@ -737,7 +697,7 @@ async def test_a_refusal_is_repeated_after_the_time_that_was_asked_for(
     assert len(service.requests) == 3
 
 
-async def test_a_service_that_stays_down_is_unavailable(service: Service, pauses: list[float]) -> None:
+async def test_a_service_that_stays_down_is_unavailable(service: Embedding, pauses: list[float]) -> None:
     service.plan = [(500, {}, b"overloaded")] * 3
     async with OpenAICompatibleEmbedder("m", base_url=service.url, retries=2) as model:
         with pytest.raises(BlockUnavailableError, match="500: overloaded"):
@@ -746,7 +706,7 @@ async def test_a_service_that_stays_down_is_unavailable(service: Service, pauses
     assert len(pauses) == 2 and 0 < pauses[0] <= 0.5 and pauses[1] <= 1.0
 
 
-async def test_a_long_wait_is_left_to_the_engine(service: Service, pauses: list[float]) -> None:
+async def test_a_long_wait_is_left_to_the_engine(service: Embedding, pauses: list[float]) -> None:
     service.plan = [(429, {"Retry-After": "3600"}, b"{}")]
     async with OpenAICompatibleEmbedder("m", base_url=service.url) as model:
         with pytest.raises(BlockUnavailableError, match="429"):
@@ -754,7 +714,7 @@ async def test_a_long_wait_is_left_to_the_engine(service: Service, pauses: list[
     assert len(service.requests) == 1 and pauses == []
 
 
-async def test_a_broken_connection_is_repeated(service: Service, pauses: list[float]) -> None:
+async def test_a_broken_connection_is_repeated(service: Embedding, pauses: list[float]) -> None:
     service.plan = [None]
     async with OpenAICompatibleEmbedder("m", base_url=service.url) as model:
         assert (await as_embedder(model).embed(["a"])).shape == (1, 3)
@@ -762,7 +722,7 @@ async def test_a_broken_connection_is_repeated(service: Service, pauses: list[fl
 
 
 async def test_nobody_there_is_unavailable(pauses: list[float]) -> None:
-    async with serving() as gone:
+    async with serving(Embedding()) as gone:
         url = gone.url
     async with OpenAICompatibleEmbedder("m", base_url=url, retries=1) as model:
         with pytest.raises(BlockUnavailableError, match="does not answer"):
@@ -771,7 +731,7 @@ async def test_nobody_there_is_unavailable(pauses: list[float]) -> None:
 
 
 @pytest.mark.parametrize("status", [301, 400, 401, 404, 501])
-async def test_other_refusals_are_not_repeated(status: int, service: Service, pauses: list[float]) -> None:
+async def test_other_refusals_are_not_repeated(status: int, service: Embedding, pauses: list[float]) -> None:
     service.plan = [(status, {}, b'{"error": "no such model"}')]
     async with OpenAICompatibleEmbedder("m", base_url=service.url, api_key="secret") as model:
         with pytest.raises(BlockError, match="no such model") as caught:
@@ -796,7 +756,7 @@ async def test_other_refusals_are_not_repeated(status: int, service: Service, pa
         (b'{"data": [{"index": 0, "embedding": [1]}, {"index": 1, "embedding": [1, 2]}]}', "vector of finite numbers"),
     ],
 )
-async def test_a_wrong_answer_is_named(body: bytes, says: str, service: Service) -> None:
+async def test_a_wrong_answer_is_named(body: bytes, says: str, service: Embedding) -> None:
     service.plan = [(200, {}, body)]
     async with OpenAICompatibleEmbedder("m", base_url=service.url) as model:
         with pytest.raises(BlockResultError) as caught:
@@ -804,7 +764,7 @@ async def test_a_wrong_answer_is_named(body: bytes, says: str, service: Service)
     assert says in str(caught.value)
 
 
-async def test_vectors_without_numbers_are_in_the_order_of_the_texts(service: Service) -> None:
+async def test_vectors_without_numbers_are_in_the_order_of_the_texts(service: Embedding) -> None:
     service.plan = [(200, {}, b'{"data": [{"embedding": [1, 0]}, {"embedding": [0, 1]}]}')]
     async with OpenAICompatibleEmbedder("m", base_url=service.url) as model:
         assert (await as_embedder(model).embed(["a", "b"])).tolist() == [[1.0, 0.0], [0.0, 1.0]]
@@ -814,7 +774,7 @@ def test_one_embedder_serves_several_event_loops() -> None:
     model = OpenAICompatibleEmbedder("m", base_url="http://127.0.0.1:1/v1")
 
     async def once() -> None:
-        async with serving() as running:
+        async with serving(Embedding()) as running:
             model._service.url = running.url + "/embeddings"
             assert await model(["a"]) == [[1.0, 1.0, 1.0]]
             await model.aclose()
@@ -871,12 +831,6 @@ class Threads:
     @property
     def elsewhere(self) -> bool:
         return bool(self.threads) and threading.current_thread() not in self.threads
-
-
-def package_class(module: str, name: str, **members: Any) -> type:
-    """A class that says it comes from that package, and one of a user's derived from it."""
-    base = type("Base", (), {"__module__": module, **members})
-    return type(name, (base,), {"__module__": "app"})
 
 
 async def test_embeddings_of_llama_index_are_recognised() -> None:

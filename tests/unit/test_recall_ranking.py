@@ -238,6 +238,33 @@ def test_two_words_far_apart_are_not_two_words_of_one_place() -> None:
     assert not relevant(far)
 
 
+def by_weights(counts: list[float], query: list[float], total: int = 1000) -> bool:
+    """Whether a query whose words have these weights is about a single item among others."""
+    found = candidates([counts, *([[0.0] * len(counts)] * 10)], total=total)
+    return rank(found, query, None, Weights(), Floor()).relevant
+
+
+@pytest.mark.parametrize("words", [30, 45])
+def test_of_a_long_text_the_heaviest_words_alone_need_to_be_held(words: int) -> None:
+    held = [1.0] * 5
+    assert by_weights(held + [0.0] * (words - 5), [1.0] * words)
+    assert not by_weights([1.0] * 3 + [0.0] * (words - 3), [1.0] * words)
+
+
+def test_what_stands_around_a_question_does_not_hide_what_it_is_about() -> None:
+    assert by_weights([1.0, 1.0, 0.0] + [0.0] * 40, [1.0] * 3 + [0.2] * 40)
+
+
+def test_what_stands_around_a_question_does_not_make_it_be_about_something() -> None:
+    assert not by_weights([0.0] * 3 + [1.0] * 40, [1.0] * 3 + [0.2] * 40)
+    assert not by_weights([1.0, 0.0, 0.0, 0.0, 0.0] + [1.0] * 40, [1.0] * 5 + [0.2] * 40)
+
+
+def test_a_question_of_a_word_or_two_is_about_what_was_said_before_it() -> None:
+    assert by_weights([0.0, 0.0, 1.0, 1.0], [1.0, 1.0, 0.5, 0.5])
+    assert not by_weights([0.0, 0.0, 0.0, 1.0, 1.0], [1.0, 1.0, 1.0, 0.5, 0.5])
+
+
 def test_a_word_that_nobody_said_makes_a_question_foreign() -> None:
     everywhere: list[list[float]] = [[1, 0]] * 300
     assert not relevant(everywhere, total=310)
@@ -316,3 +343,10 @@ def test_weights_that_make_no_sense_are_refused(options: dict[str, Any], told: s
 
 def test_weights_may_be_given_in_any_number() -> None:
     Weights(k1=1, b=0, lexical=np.float64(0.5), context=(1, np.float32(0.5)), half_life=7, rank_constant=0)
+
+
+@pytest.mark.parametrize("name", ["pair", "single", "weak", "strong"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1.5, -1.5, "0.5", True, None])
+def test_a_floor_that_makes_no_sense_is_refused(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{name} is a finite number at least"):
+        Floor(**{name: value})
