@@ -10,6 +10,7 @@ if __name__ != "memory_engine.blocks":
 from memory_engine.blocks.static import StaticMemoryBlock
 
 if TYPE_CHECKING:
+    from memory_engine.blocks.entities.block import Entity, EntityMemoryBlock
     from memory_engine.blocks.facts.block import FactExtractionMemoryBlock
     from memory_engine.blocks.facts.entries import Proof
     from memory_engine.blocks.facts.ledger import Fact
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from memory_engine.blocks.vector.records import RecordsVectorStore
 
 __all__ = [
+    "Entity",
+    "EntityMemoryBlock",
     "Fact",
     "FactExtractionMemoryBlock",
     "Floor",
@@ -35,6 +38,8 @@ __all__ = [
 ]
 
 _ON_DEMAND = {
+    "Entity": "entities.block",
+    "EntityMemoryBlock": "entities.block",
     "Fact": "facts.ledger",
     "FactExtractionMemoryBlock": "facts.block",
     "Floor": "vector.ranking",

@@ -239,7 +239,8 @@ class SummaryMemoryBlock(ModelBlock):
             # Again, because the definition may allow less than when it was written.
             pins = self._pins()
             text = fitted(self.summary, pins, limit=self.max_summary_tokens, count=self.context.count)
-            items.append(TextBlock(text=text, tag="summary", value=1.0))
+            if text:
+                items.append(TextBlock(text=text, tag="summary", value=1.0))
             if lost := missing(pins, text):
                 self.context.notes.append(f"max_summary_tokens leaves no room for {len(lost)} of the texts that must be kept")
         shown = self.context.shown

@@ -3,6 +3,7 @@
 chaos_child.py act DATABASE SEED COUNT START     does the acts of a seed from START on, saying which are done
 chaos_child.py recall DATABASE SEED COUNT START KIND  the same, with blocks for recall on a vector store of that kind
 chaos_child.py facts DATABASE SEED COUNT START   the same in one session, with a block for facts and a slow model
+chaos_child.py think DATABASE SEED COUNT START LOG    the same, with blocks that ask a model, whose calls go to LOG
 chaos_child.py write DATABASE WRITER COUNT       puts COUNT messages into a shared session and one of its own
 chaos_child.py forget DATABASE                   puts a message and never closes the memory
 """
@@ -52,6 +53,15 @@ async def facts(database: Path, seed: int, count: int, start: int) -> None:
     say("ready")
     async with facts_engine(database, slow=0.05) as engine:
         await _go_on(engine, seed, count, start, sessions=("a",))
+
+
+async def think(database: Path, seed: int, count: int, start: int, log: Path) -> None:
+    """The same, while a model summarises and notes what is flushed."""
+    from chaos_models import thinking_engine
+
+    say("ready")
+    async with thinking_engine(database, log, slow=0.4) as engine:
+        await _go_on(engine, seed, count, start)
 
 
 async def _go_on(engine: MemoryEngine, seed: int, count: int, start: int, sessions: tuple[str, ...] = ("a", "b")) -> None:
@@ -104,6 +114,9 @@ def main(kind: str, database: str, *arguments: str) -> None:
     elif kind == "recall":
         seed, count, start = map(int, arguments[:3])
         asyncio.run(recall(path, seed, count, start, arguments[3]))
+    elif kind == "think":
+        seed, count, start = map(int, arguments[:3])
+        asyncio.run(think(path, seed, count, start, Path(arguments[3])))
     elif kind == "write":
         asyncio.run(write(path, arguments[0], int(arguments[1])))
     else:

@@ -15,7 +15,7 @@ import pytest
 from pydantic import BaseModel, Field
 
 from memory_engine import BaseMemoryBlock, ChatMessage, Limits, Memory, MemoryEngine, TextBlock
-from memory_engine.blocks import FactExtractionMemoryBlock, SummaryMemoryBlock, VectorMemoryBlock
+from memory_engine.blocks import EntityMemoryBlock, FactExtractionMemoryBlock, SummaryMemoryBlock, VectorMemoryBlock
 from memory_engine.errors import BlockError
 from memory_engine.testing import BlockContract, FakeEmbedder, ScriptedLLM
 
@@ -359,6 +359,37 @@ class TestProfile(TestFactExtractionMemoryBlock):
     @pytest.fixture
     def block(self) -> FactExtractionMemoryBlock:
         return FactExtractionMemoryBlock(llm=ScriptedLLM(otherwise=fill_in), schema=Profile)
+
+
+def note_down(prompt: list[dict[str, str]]) -> str:
+    """A model that notes the whole message for every capitalised word in it, after what it knows of the word."""
+    data = prompt[1]["content"]
+    known = {one["name"]: one["text"] for one in map(json.loads, re.findall(r"^\{.*\}$", data, re.MULTILINE))}
+    notes: dict[str, dict[str, Any]] = {}
+    for number, text in re.findall(r'<message n="(\d+)"[^>]*>\n(.*?)\n</message>', data, re.DOTALL):
+        for name in re.findall(r"\b[A-Z]\w+", text):
+            one = notes.setdefault(name, {"name": name, "text": known.get(name, ""), "messages": []})
+            one["text"] = " ".join([*one["text"].split(), *text.split()])
+            one["messages"].append(int(number))
+    return json.dumps({"entities": list(notes.values())})
+
+
+class TestEntityMemoryBlock(BlockContract):
+    @pytest.fixture
+    def block(self) -> EntityMemoryBlock:
+        return EntityMemoryBlock(llm=ScriptedLLM(otherwise=note_down), max_entity_tokens=60)
+
+    async def observe(self, block: BaseMemoryBlock[Any]) -> Any:
+        fields, records = await super().observe(block)
+        # As for the summary.
+        fields = {name: value for name, value in fields.items() if not name.endswith("_tokens")}
+        return fields, [(seq, {**data, "messages": [n for _, n in data["messages"]]}) for seq, data, _ in records]
+
+
+class TestEntitiesWithLittleRoom(TestEntityMemoryBlock):
+    @pytest.fixture
+    def block(self) -> EntityMemoryBlock:
+        return EntityMemoryBlock(llm=ScriptedLLM(otherwise=note_down), max_tokens=60, priority=3)
 
 
 # -- what only these blocks can show -----------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from memory_engine import (
     TextBlock,
     ToolCallBlock,
 )
-from memory_engine.blocks import StaticMemoryBlock
+from memory_engine.blocks import Entity, EntityMemoryBlock, StaticMemoryBlock, SummaryMemoryBlock, SummaryVersion
 
 
 class Counter(BaseMemoryBlock[str]):
@@ -98,3 +98,31 @@ async def many_sessions() -> None:
         await engine.delete_tenant("acme")
         await engine.purge(inactive_for=86_400.0)
         await engine.drain()
+
+
+async def model(messages: list[dict[str, str]]) -> str:
+    return messages[-1]["content"]
+
+
+class FirstWords(SummaryMemoryBlock):
+    async def summarize(self, messages: list[ChatMessage], previous: str) -> str:
+        return previous + messages[0].content
+
+
+async def what_was_understood() -> None:
+    summary = SummaryMemoryBlock(llm=model, max_summary_tokens=100, summarize_every=2, must_keep=["42 Main St"])
+    entities = EntityMemoryBlock(llm=model, max_entities=50, scope="user", guidance="Only people.")
+    async with Memory.from_defaults(
+        "chat", user_id="ada", memory_blocks=[summary, entities, FirstWords(name="words")]
+    ) as memory:
+        bound = await memory.block("ConversationSummary")
+        assert isinstance(bound, SummaryMemoryBlock)
+        versions: list[SummaryVersion] = await bound.versions()
+        messages: list[ChatMessage] = await bound.expand(versions[-1].number, added=True)
+        notes = await memory.block("KnownEntities")
+        assert isinstance(notes, EntityMemoryBlock)
+        ada: Entity | None = await notes.entity("Ada")
+        everybody: list[Entity] = await notes.entities()
+        removed: bool = await notes.remove("Ada")
+        originals: list[tuple[int, ChatMessage]] = await notes.originals(*everybody[0].messages[0], 10)
+        assert (messages, ada, removed, originals) is not None

@@ -1,0 +1,145 @@
+"""A block that keeps what is known of each person, place and thing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from pydantic import Field
+
+from memory_engine import ChatMessage, ContentBlock, TextBlock
+from memory_engine.blocks.entities.entity import Entity, Proof, merged, newest
+from memory_engine.blocks.entities.prompts import Found, data_of, entities_of, instructions_of
+from memory_engine.blocks.understanding.block import ModelBlock
+from memory_engine.blocks.understanding.mentions import folded, mentions
+from memory_engine.blocks.understanding.sentences import cut_at_sentence
+from memory_engine.blocks.understanding.transcript import Transcript, said, transcript_of
+
+__all__ = ["Entity", "EntityMemoryBlock"]
+
+_KEY = "entity:"
+_MOST_KNOWN = 30
+"""So many known entities are shown to the model beside the conversation."""
+_LOOKED_AT = 20_000
+"""Characters of a message in which names are looked for while an agent waits."""
+
+
+class EntityMemoryBlock(ModelBlock):
+    """Keeps a note on each person, place and thing, and shows the notes on those that are being spoken of.
+
+    `llm` writes the notes when messages leave the FIFO, one call for each chunk. What is shown is found by names and aliases in
+    the query and in the recent messages, without any call. `memory.block(name)` gives the copy of a scope, with `entities()`,
+    `entity()`, `remove()` and `rebuild()`.
+    """
+
+    name: str = "KnownEntities"
+    description: str | None = "What is known of those who are mentioned."
+    priority: int = Field(default=1, ge=0)
+
+    max_entities: int = Field(default=200, gt=0, exclude=True)
+    """So many are kept; of more, those that were mentioned longest ago are dropped."""
+    max_entity_tokens: int = Field(default=120, gt=0, exclude=True)
+    """The most that a note may have; a longer one is cut at a sentence."""
+    recent_messages: int = Field(default=6, ge=0, exclude=True)
+    """In so many of the newest messages, besides the query, names are looked for."""
+    guidance: str = Field(default="", exclude=True)
+    """What the model is told besides, such as "Only people and companies."."""
+
+    deliveries: int = 0
+    """State: how many chunks were read."""
+
+    # -- absorbing -------------------------------------------------------------------------------------------
+
+    async def _aput(self, messages: list[ChatMessage]) -> None:
+        seqs = self.context.seqs[: len(messages)]
+        transcript = transcript_of(messages, seqs)
+        if transcript.empty:
+            return
+        known = await self._known()
+        texts = {seq: folded(said(message)) for seq, message in zip(seqs, messages, strict=True)}
+        mentioned = {key for key, entity in known.items() if any(entity.named_in(text) for text in texts.values())}
+        # A conversation goes on about whom it was about with "he" and "they": those of the chunk before are shown too.
+        shown = [entity for key, entity in known.items() if key in mentioned or entity.seen == self.deliveries]
+        shown = sorted(shown, key=lambda entity: (entity.key not in mentioned, -entity.seen, entity.key))[:_MOST_KNOWN]
+        instructions = instructions_of(self.max_entity_tokens, self.guidance)
+        last = len(transcript.seqs)
+        found = await self.ask(instructions, data_of(shown, transcript.text), lambda reply: entities_of(reply, last))
+        self.deliveries += 1
+        seen = {key: replace(known[key], seen=self.deliveries) for key in mentioned}
+        entities = merged(known | seen, self._proven(found, transcript, texts))
+        self._write(known, newest(entities, self.max_entities))
+
+    def _proven(self, found: Sequence[Found], transcript: Transcript, texts: Mapping[int, str]) -> list[Entity]:
+        """Those that a message of this chunk stands for: one that it names as its proof, or else one that names it."""
+        proven: list[Entity] = []
+        for one in found:
+            seqs = [transcript.seqs[number] for number in one.numbers]
+            if not seqs:
+                names = [folded(name) for name in (one.name, *one.aliases)]
+                seqs = [seq for seq, text in texts.items() if any(mentions(text, name) for name in names)]
+            text = cut_at_sentence(one.text, self.max_entity_tokens, self.context.count)
+            if seqs and text:
+                proofs: list[Proof] = [(self.context.session_uid, seq) for seq in seqs]
+                proven.append(Entity(one.name, text, one.kind, one.aliases, tuple(proofs), self.deliveries))
+        return proven
+
+    def _write(self, before: Mapping[str, Entity], after: Mapping[str, Entity]) -> None:
+        for key in before.keys() - after.keys():
+            self.records.delete(_KEY + key)
+        for key, entity in after.items():
+            if before.get(key) != entity:
+                uid, seq = entity.messages[-1]
+                # With the only message that it came from, the record goes in the same transaction.
+                only = seq if len(entity.messages) == 1 else None
+                self.records.put(_KEY + key, entity.to_json(), seq=only, session_uid=uid)
+
+    async def _known(self) -> dict[str, Entity]:
+        return {
+            record.key.removeprefix(_KEY): Entity.from_json(record.data)
+            for record in await self.records.list(_KEY)
+            if record.data is not None
+        }
+
+    # -- showing ---------------------------------------------------------------------------------------------
+
+    async def _aget(self, messages: list[ChatMessage] | None = None, **block_kwargs: Any) -> list[ContentBlock]:
+        self.tell_usage()
+        asked = _text_of(self.context.query or ())
+        newest_messages = (messages or [])[-self.recent_messages - len(self.context.query or ()) :]
+        recent = _text_of(newest_messages) if self.recent_messages else asked
+        if not recent and not asked:
+            return []
+        known = (await self._known()).values()
+        worth = {entity.key: entity.seen / (1 + self.deliveries) for entity in known}
+        items: list[tuple[float, Entity]] = []
+        for entity in known:
+            if entity.named_in(asked):
+                items.append((1 + worth[entity.key], entity))
+            elif entity.named_in(recent):
+                items.append((worth[entity.key], entity))
+        items.sort(key=lambda item: (-item[0], item[1].key))
+        return [TextBlock(text=entity.line, tag="entity", value=value) for value, entity in items]
+
+    # -- by hand ---------------------------------------------------------------------------------------------
+
+    async def entities(self) -> list[Entity]:
+        """All that are known, those mentioned last first."""
+        return list(newest(await self._known(), self.max_entities).values())
+
+    async def entity(self, name: str) -> Entity | None:
+        """The one with that name or alias, whatever its case; None when nothing is known of it."""
+        key, known = folded(name), await self._known()
+        return known.get(key) or next((entity for entity in known.values() if key in entity.keys), None)
+
+    async def remove(self, name: str) -> bool:
+        """Drop what is known of one, by name or alias; whether there was any. The messages stay, and may bring it back."""
+        async with self.transaction():
+            entity = await self.entity(name)
+            if entity is not None:
+                self.records.delete(_KEY + entity.key)
+        return entity is not None
+
+
+def _text_of(messages: Sequence[ChatMessage]) -> str:
+    return folded("\n".join([said(message)[:_LOOKED_AT] for message in messages]))
