@@ -10,15 +10,17 @@ from pydantic import Field
 
 from memory_engine import ChatMessage, ContentBlock, TextBlock
 from memory_engine.blocks.entities.entity import Entity, Proof, merged, newest
+from memory_engine.blocks.entities.held import Held, Names, names_of
 from memory_engine.blocks.entities.prompts import Found, data_of, entities_of, instructions_of
 from memory_engine.blocks.understanding.block import ModelBlock
-from memory_engine.blocks.understanding.mentions import folded, mentions
+from memory_engine.blocks.understanding.mentions import Searched, folded, mentions
 from memory_engine.blocks.understanding.sentences import cut_at_sentence
 from memory_engine.blocks.understanding.transcript import Transcript, said, transcript_of
 
 __all__ = ["Entity", "EntityMemoryBlock"]
 
 _KEY = "entity:"
+_HELD = Held()
 _MOST_KNOWN = 30
 """So many known entities are shown to the model beside the conversation."""
 _LOOKED_AT = 20_000
@@ -108,18 +110,28 @@ class EntityMemoryBlock(ModelBlock):
         asked = _text_of(self.context.query or ())
         newest_messages = (messages or [])[-self.recent_messages - len(self.context.query or ()) :]
         recent = _text_of(newest_messages) if self.recent_messages else asked
-        if not recent and not asked:
+        if not recent.text and not asked.text:
             return []
-        known = (await self._known()).values()
-        worth = {entity.key: entity.seen / (1 + self.deliveries) for entity in known}
         items: list[tuple[float, Entity]] = []
-        for entity in known:
-            if entity.named_in(asked):
-                items.append((1 + worth[entity.key], entity))
-            elif entity.named_in(recent):
-                items.append((worth[entity.key], entity))
+        for entity, names in await self._names():
+            worth = entity.seen / (1 + self.deliveries)
+            if any([asked.mentions(*name) for name in names]):
+                items.append((1 + worth, entity))
+            elif any([recent.mentions(*name) for name in names]):
+                items.append((worth, entity))
         items.sort(key=lambda item: (-item[0], item[1].key))
         return [TextBlock(text=entity.line, tag="entity", value=value) for value, entity in items]
+
+    async def _names(self) -> Names:
+        context, records = self.context, self.records
+        place = (records.database, context.scope_key, self.name, context.state_version)
+        held = None if records.writable else _HELD.get(*place)
+        if held is not None:
+            return held
+        names = names_of((await self._known()).values())
+        if not records.writable:
+            _HELD.put(*place, names)
+        return names
 
     # -- by hand ---------------------------------------------------------------------------------------------
 
@@ -141,5 +153,5 @@ class EntityMemoryBlock(ModelBlock):
         return entity is not None
 
 
-def _text_of(messages: Sequence[ChatMessage]) -> str:
-    return folded("\n".join([said(message)[:_LOOKED_AT] for message in messages]))
+def _text_of(messages: Sequence[ChatMessage]) -> Searched:
+    return Searched.of("\n".join([said(message)[:_LOOKED_AT] for message in messages]))

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from dataclasses import dataclass
 
 # Written without spaces between words, or with endings attached to names: a letter next to a name there says nothing.
-_UNSPACED = re.compile(
-    "[\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3040-\u30ff\u3130-\u318f\u3400-\u4dbf\u4e00-\u9fff"
-    "\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff]"
+_SCRIPTS = (
+    "\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3040-\u30ff\u3130-\u318f\u3400-\u4dbf\u4e00-\u9fff"
+    "\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff"
 )
+_UNSPACED = re.compile(f"[{_SCRIPTS}]")
+_WORD = re.compile(rf"[^\W{_SCRIPTS}]+")
 
 
 def folded(text: str) -> str:
@@ -28,6 +31,30 @@ def mentions(text: str, name: str) -> bool:
             return True
         start = text.find(name, start + 1)
     return False
+
+
+def head_of(name: str) -> str:
+    """The word that a folded name begins with; "" when it begins with none that stands for itself."""
+    found = _WORD.match(name)
+    return found[0] if found else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Searched:
+    """A folded text in which many names are looked for: most of them are seen not to be there by their first word."""
+
+    text: str
+    words: frozenset[str]
+
+    @classmethod
+    def of(cls, text: str) -> Searched:
+        """A text, not folded yet."""
+        key = folded(text)
+        return cls(key, frozenset(_WORD.findall(key)))
+
+    def mentions(self, name: str, head: str) -> bool:
+        """As `mentions`, for a folded name and its `head_of`."""
+        return (not head or head in self.words) and mentions(self.text, name)
 
 
 def _is_border(text: str, place: int) -> bool:

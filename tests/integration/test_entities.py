@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from memory_engine import BlockUnavailableError, Limits, Memory, MemoryEngine
+from memory_engine import BlockUnavailableError, ChatMessage, Limits, Memory, MemoryEngine
 from memory_engine.blocks import EntityMemoryBlock
 from memory_engine.testing import ScriptedLLM
 
@@ -228,6 +228,31 @@ async def test_names_that_are_no_words_of_english(tmp_path: Path) -> None:
         assert await shown(memory, "w ŁÓDŹ?") == ["Łódź: Miasto."]
         assert await shown(memory, "die STRASSE") == ["Straße: Weg."]
         assert set(await known(memory)) == {"北京", "Łódź", "Straße"}
+
+
+async def test_what_a_process_holds_follows_the_database(tmp_path: Path) -> None:
+    definition = EntityMemoryBlock(llm=ScriptedLLM(otherwise=note_down))
+    async with engine_of(tmp_path, definition) as one, engine_of(tmp_path, definition) as two:
+        here, there = one.session("one"), two.session("one")
+        [kind] = await tell(here, "Ada is kind")
+        for memory in (here, there):
+            assert await shown(memory, "Ada? Bob?") == ["Ada: kind"]
+        await tell(there, "Bob is tall")
+        await tell(there, "Ada is calm")
+        assert await shown(here, "Ada? Bob?") == ["Ada: kind calm", "Bob: tall"]
+        async with here.block(NAME) as block:
+            assert await block.remove("bob")
+            assert [item.text for item in await block._aget(messages=[ChatMessage(role="user", content="Ada? Bob?")])] == [
+                "Ada: kind calm"
+            ]
+        assert await shown(there, "Ada? Bob?") == ["Ada: kind calm"]
+        await there.delete([kind])
+        assert await shown(here, "Ada? Bob?") == []
+        await two.drain(PATIENCE)
+        assert await shown(here, "Ada? Bob?") == ["Ada: calm", "Bob: tall"]
+        await here.reset()
+        assert await shown(there, "Ada? Bob?") == []
+        assert await shown(one.session("two"), "Ada? Bob?") == []
 
 
 async def test_removing_by_hand(tmp_path: Path) -> None:

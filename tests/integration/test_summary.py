@@ -371,6 +371,16 @@ async def test_pinned_messages_are_kept_word_for_word(tmp_path: Path) -> None:
         assert await summary_of(memory) == "Nothing of it.\nKeep: My doctor is Ms Ono."
 
 
+async def test_what_waits_is_not_repeated_when_history_shows_it(tmp_path: Path) -> None:
+    block = SummaryMemoryBlock(llm=ScriptedLLM(), summarize_every=5)
+    async with engine_of(tmp_path, block) as engine:
+        memory = engine.session("one")
+        await tell(memory, "first words", {"role": "user", "content": "pinned words", "metadata": {"pinned": True}})
+        shown = "\n".join(message.content for message in await memory.get())
+        assert shown.count("pinned words") == shown.count("first words") == 1
+        assert "<message>user: first words</message>" in shown
+
+
 async def test_pins_without_room_are_told(tmp_path: Path) -> None:
     block = SummaryMemoryBlock(llm=ScriptedLLM(["S1."]), must_keep=["a b c d e"], max_summary_tokens=4)
     async with engine_of(tmp_path, block) as engine:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memory_engine.blocks.understanding.mentions import folded, mentions
+from memory_engine.blocks.understanding.mentions import Searched, folded, head_of, mentions
 from memory_engine.blocks.understanding.sentences import clean, cut_at_sentence, one_line
 from memory_engine.tokens import TokenCounter
 
@@ -49,6 +49,23 @@ def test_names_are_found_as_words(text: str, name: str, found: bool) -> None:
 def test_a_name_between_blanks_is_always_found(before: str, name: str, after: str) -> None:
     if folded(name):
         assert mentions(folded(f"{before} {name} {after}"), folded(name))
+
+
+PIECES = st.lists(
+    st.sampled_from(["a", "b", "ab", " ", ".", "_", "'", "北", "京", "데", "ี", "é", "\u0301", "1"]), max_size=8
+).map("".join)
+
+
+@given(PIECES, PIECES)
+def test_looking_at_the_first_word_first_changes_nothing(text: str, name: str) -> None:
+    name = folded(name)
+    assert Searched.of(text).mentions(name, head_of(name)) is mentions(folded(text), name)
+
+
+@given(PIECES, PIECES, PIECES)
+def test_what_is_inside_is_found_either_way(before: str, name: str, after: str) -> None:
+    name, text = folded(name), f"{before}{name}{after}"
+    assert Searched.of(text).mentions(name, head_of(name)) is mentions(folded(text), name)
 
 
 @pytest.mark.parametrize(
