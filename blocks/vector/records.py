@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from functools import partial
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from memory_engine.block import Record
@@ -167,16 +169,18 @@ class RecordsVectorStore:
 
     async def _index(self, scope: Scope) -> Index:
         cache = self._caches.setdefault(scope.records.database, _Cache(self._cache_bytes))
-        index = cache.get((scope.key, scope.block))
+        pair = (scope.key, scope.block)
+        index = cache.get(pair)
         # Version 0: nothing was ever stored here, or the user or tenant was deleted.
         if index is None or index.worn or scope.deleted_version > index.version or not scope.version:
             index = Index()
-        if scope.version > index.version:
-            # Page by page: the records of a large scope in memory at once would keep the garbage collector busy.
-            async for page in _pages(scope, changed_since=index.version or None):
-                await asyncio.to_thread(index.take, page)
-            index.reach(scope.version)
-        cache.keep((scope.key, scope.block), index)
+        while scope.version > index.version:
+            # One reader for all who ask, which goes on when they cannot wait: else a scope that takes longer to read than a
+            # `get` may take would be read for ever and never be there.
+            index = await asyncio.shield(cache.reading(pair, partial(_read, index, scope)))
+            if scope.deleted_version > index.version:
+                index = Index()  # it was begun before something was deleted
+        cache.keep(pair, index)
         return index
 
     async def _uncommitted(self, scope: Scope) -> Index:
@@ -202,12 +206,36 @@ async def _pages(scope: Scope, changed_since: int | None = None) -> AsyncIterato
             break
 
 
+async def _read(index: Index, scope: Scope) -> Index:
+    """The index with everything that changed since."""
+    # Page by page: the records of a large scope in memory at once would keep the garbage collector busy.
+    async for page in _pages(scope, changed_since=index.version or None):
+        await asyncio.to_thread(index.take, page)
+    index.reach(scope.version)
+    return index
+
+
 class _Cache:
-    """The indexes of one database that were used last, up to a number of bytes."""
+    """The indexes of one database that were used last, up to a number of bytes, and those that are being read."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._indexes: OrderedDict[tuple[str, str], Index] = OrderedDict()
+        self._readers: dict[tuple[str, str], asyncio.Task[Index]] = {}
+
+    def reading(self, pair: tuple[str, str], read: Callable[[], Coroutine[Any, Any, Index]]) -> asyncio.Task[Index]:
+        """The task that reads that index and keeps it: the one that is at it, or a new one."""
+        reader = self._readers.get(pair)
+        if reader is None:
+            reader = self._readers[pair] = asyncio.create_task(read())
+            reader.add_done_callback(partial(self._was_read, pair))
+        return reader
+
+    def _was_read(self, pair: tuple[str, str], reader: asyncio.Task[Index]) -> None:
+        del self._readers[pair]
+        # Whoever waits gets the error; when nobody does any more, the next one to ask begins anew.
+        if not reader.cancelled() and reader.exception() is None:
+            self.keep(pair, reader.result())
 
     def get(self, pair: tuple[str, str]) -> Index | None:
         return self._indexes.get(pair)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
 import subprocess
@@ -19,10 +20,11 @@ from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedR
 from memory_engine import MemoryEngine
 from memory_engine.block import Erased, Record, Records
 from memory_engine.blocks import VectorMemoryBlock
+from memory_engine.blocks.vector import records
 from memory_engine.blocks.vector.qdrant import QdrantVectorStore, point_id, word_index
 from memory_engine.blocks.vector.records import RecordsVectorStore
 from memory_engine.blocks.vector.store import Entry, Scope
-from memory_engine.errors import BlockError, BlockUnavailableError, ConfigurationError, MissingExtraError
+from memory_engine.errors import BlockError, BlockUnavailableError, ConfigurationError, MissingExtraError, StoreError
 from memory_engine.testing import VectorStoreContract
 from memory_engine.testing.vector_store_contract import OpenScope, ask, passage, said
 
@@ -733,6 +735,53 @@ async def test_the_caches_of_scopes_stay_below_their_limit(tmp_path: Path) -> No
                 [cache] = store._caches.values()
                 assert sum(index.bytes for index in cache._indexes.values()) <= 20_000
                 assert 1 <= len(cache._indexes) < 6
+
+
+async def test_a_scope_is_read_once_for_all_who_ask_and_also_when_they_cannot_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, pages, go_on = RecordsVectorStore(), 0, asyncio.Event()
+    original = records._pages
+
+    async def slow(scope: Scope, changed_since: int | None = None) -> AsyncIterator[list[Record]]:
+        nonlocal pages
+        async for page in original(scope, changed_since):
+            pages += 1
+            await go_on.wait()
+            yield page
+
+    monkeypatch.setattr(records, "_pages", slow)
+    async with engine_on(tmp_path) as engine:
+        async with open_records(engine) as scope:
+            await store.add(scope, [said(n, f"cat {n}") for n in range(12)])
+        async with open_records(engine) as scope:
+            for _ in range(3):
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(store.search(scope, ask("cat"), limit=5), 0.02)
+            asking = [asyncio.create_task(store.search(scope, ask("cat"), limit=5)) for _ in range(5)]
+            await asyncio.sleep(0.02)
+            go_on.set()
+            assert [found.total for found in await asyncio.gather(*asking)] == [12] * 5
+            assert pages == 1
+
+
+async def test_a_scope_that_could_not_be_read_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, original, failures = RecordsVectorStore(), records._pages, [StoreError("busy")]
+
+    async def failing(scope: Scope, changed_since: int | None = None) -> AsyncIterator[list[Record]]:
+        if failures:
+            raise failures.pop()
+        async for page in original(scope, changed_since):
+            yield page
+
+    monkeypatch.setattr(records, "_pages", failing)
+    async with engine_on(tmp_path) as engine:
+        async with open_records(engine) as scope:
+            await store.add(scope, [said(n, f"cat {n}") for n in range(12)])
+        async with open_records(engine) as scope:
+            with pytest.raises(StoreError, match="busy"):
+                await store.search(scope, ask("cat"), limit=5)
+            assert (await store.search(scope, ask("cat"), limit=5)).total == 12
 
 
 async def test_an_item_of_a_newer_format_says_so(tmp_path: Path) -> None:
