@@ -57,7 +57,7 @@ def apply(ledger: Ledger, operations: Sequence[Operation], chunk: Chunk, *, show
         if isinstance(operation, Add):
             ledger.add(operation.text, *proven)
         elif operation.fact not in known or not ledger.holds(operation.fact):
-            ignored.append(f"operation {place} is about f{operation.fact}, which is no fact that holds")
+            ignored.append(f"operation {place} is about f{operation.fact}, which is no fact that holds and was shown")
         elif not ends:
             ignored.append(f"operation {place} would end more facts than one chunk may")
         else:
@@ -86,7 +86,7 @@ def condense(ledger: Ledger, merges: Sequence[Merge], *, shown: Iterable[int], m
         if not 2 <= count <= MOST_MERGED:
             ignored.append(f"merge {place} is of {count} facts")
         elif not all([fact in known and ledger.holds(fact) for fact in merge.facts]):
-            ignored.append(f"merge {place} is about a fact that does not hold")
+            ignored.append(f"merge {place} is about a fact that does not hold or was not shown")
         elif len(ledger.current) - (count - 1) < least:
             ignored.append(f"merge {place} is not needed, there is room")
         elif ledger.merge(merge.facts, merge.text, since) is None:

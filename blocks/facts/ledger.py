@@ -6,7 +6,6 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import lru_cache
 
 from memory_engine.blocks.facts.entries import Covers, Entry, Proof
 
@@ -37,7 +36,6 @@ def fact_id(number: int) -> str:
     return f"f{number}"
 
 
-@lru_cache(maxsize=4_096)
 def same_words(text: str) -> str:
     """What two texts share that say the same in the same words, whatever their case, blanks and full stops are."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split()).rstrip(". ")

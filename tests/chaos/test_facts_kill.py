@@ -96,7 +96,7 @@ async def test_what_is_erased_while_facts_are_learned_is_nowhere(tmp_path: Path,
             left = {message.id for memory in memories for message in await memory.get_all()}
             block: Any = await memories[0].block(NAME)
             history = await block.history()
-            assert len(history) > 20 and len(gone) > 20, "the test is too small to say anything"
+            assert len(history) > 5 and len(gone) > 20, "the test is too small to say anything"
             for fact in history:
                 assert {one.message_id for one in fact.proofs} <= left
                 assert set(fact.text.replace("+", " ").split()) & left, "its text is that of messages that are there"

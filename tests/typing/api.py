@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from memory_engine import (
     BaseMemoryBlock,
@@ -19,7 +19,15 @@ from memory_engine import (
     TextBlock,
     ToolCallBlock,
 )
-from memory_engine.blocks import Entity, EntityMemoryBlock, StaticMemoryBlock, SummaryMemoryBlock, SummaryVersion
+from memory_engine.blocks import (
+    Entity,
+    EntityMemoryBlock,
+    Fact,
+    FactExtractionMemoryBlock,
+    StaticMemoryBlock,
+    SummaryMemoryBlock,
+    SummaryVersion,
+)
 
 
 class Counter(BaseMemoryBlock[str]):
@@ -46,6 +54,29 @@ class Items(BaseMemoryBlock[list[ContentBlock]]):
 
     async def _aforget(self, session_uid: str | None, seqs: Sequence[int] | None) -> None:
         self.records.delete("last")
+
+
+class Profile(BaseModel):
+    age: int
+
+
+async def model(messages: Any) -> str:
+    return str(messages)
+
+
+async def facts(memory: Memory) -> list[Fact]:
+    FactExtractionMemoryBlock(llm=model, max_facts=20, scope="user")
+    FactExtractionMemoryBlock(
+        llm=model, name="Profile", schema=Profile, fact_extraction_prompt_template="{reply_format}{fields}"
+    )
+    block = await memory.block("ExtractedFacts")
+    assert isinstance(block, FactExtractionMemoryBlock)
+    remembered: Fact = await block.remember("likes tea")
+    forgotten: bool = await block.forget_fact(remembered.id, erase=True)
+    assert forgotten
+    ids = [proof.message_id for fact in await block.history() for proof in fact.proofs]
+    assert ids
+    return await block.facts()
 
 
 def markdown(sections: Sequence[Any]) -> str:

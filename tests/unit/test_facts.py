@@ -355,6 +355,22 @@ def test_what_is_said_anew_and_holds_again_is_one_fact() -> None:
     assert [(fact.id, fact.superseded_by) for fact in ledger.facts()] == [("f1", "f4"), ("f2", None), ("f4", None)]
 
 
+def test_only_what_was_shown_can_be_changed() -> None:
+    ledger = ledger_of("tea", "rain", "stone")
+    chunk = Chunk({1: proof(9)}, {1: START})
+    listed = [Update(3, "sand", (1,)), Retract(3, (1,)), Retract(7, (1,)), Retract(1, (2,)), Update(2, "snow", (1, 2))]
+    ignored = apply(ledger, listed, chunk, shown=[1, 2], most_new=9)
+    assert current(ledger) == ["tea", "stone", "snow"]
+    assert ignored == [
+        "operation 1 is about f3, which is no fact that holds and was shown",
+        "operation 2 is about f3, which is no fact that holds and was shown",
+        "operation 3 is about f7, which is no fact that holds and was shown",
+        "operation 4 names no message of the chunk",
+    ]
+    assert condense(ledger, [Merge((1, 3), "both")], shown=[1, 2], max_facts=1, since=START)
+    assert current(ledger) == ["tea", "stone", "snow"]
+
+
 def test_what_one_chunk_may_end() -> None:
     assert [most_ended(number) for number in (0, 3, 15, 20, 100)] == [3, 3, 3, 4, 20]
 
