@@ -31,7 +31,7 @@ class ModelCaller:
     """
 
     def __init__(self, llm: Any, *, timeout: float = 60.0, retries: int = 2, max_wait: float = 20.0) -> None:
-        self._model = adapt(llm)
+        self._given, self._model = llm, adapt(llm)
         self._who = f"The model {_name(llm)}"
         self._timeout, self._retries, self._max_wait = timeout, retries, max_wait
         self._worker: Worker | None = None
@@ -39,6 +39,10 @@ class ModelCaller:
     def __deepcopy__(self, memo: object) -> ModelCaller:
         # Copies of a block share the model.
         return self
+
+    def calls(self, llm: Any, timeout: float, retries: int) -> bool:
+        """Whether it calls exactly that model in that way."""
+        return self._given is llm and (self._timeout, self._retries) == (timeout, retries)
 
     async def complete(self, prompt: Prompt, *, count: Callable[[str], int], usage: Usage) -> str:
         """The answer to a prompt; every call is counted in `usage`, with `count` where the model does not say its tokens.

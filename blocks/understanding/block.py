@@ -57,7 +57,7 @@ class ModelBlock(BaseMemoryBlock[list[ContentBlock]]):
 
     def model_post_init(self, context: Any, /) -> None:
         super().model_post_init(context)
-        self._caller = ModelCaller(self.llm, timeout=self.llm_timeout, retries=self.llm_retries)
+        self._asked()
 
     async def ask(self, instructions: str, data: str, read: Callable[[str], R]) -> R:
         """What `read` makes of the model's reply to instructions about data.
@@ -84,15 +84,20 @@ class ModelBlock(BaseMemoryBlock[list[ContentBlock]]):
             raise BlockError(f"The model of block {self.name!r} gave no usable reply, asked twice: {error}.") from error
 
     async def _complete(self, prompt: Prompt) -> str:
-        assert self._caller is not None
         used = Usage()
         try:
-            return await self._caller.complete(prompt, count=self.context.count, usage=used)
+            return await self._asked().complete(prompt, count=self.context.count, usage=used)
         finally:
             self.context.usage.add(used)
             self.model_calls += used.calls
             self.model_input_tokens += used.input_tokens
             self.model_output_tokens += used.output_tokens
+
+    def _asked(self) -> ModelCaller:
+        """The caller for the model as it is set now; a copy of the block may have got another one."""
+        if self._caller is None or not self._caller.calls(self.llm, self.llm_timeout, self.llm_retries):
+            self._caller = ModelCaller(self.llm, timeout=self.llm_timeout, retries=self.llm_retries)
+        return self._caller
 
     def tell_usage(self) -> None:
         """Let the receipt say what the model was asked so far; for `_aget`."""

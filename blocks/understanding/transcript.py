@@ -11,6 +11,8 @@ from memory_engine import ChatMessage
 from memory_engine.escaping import escape
 from memory_engine.messages import AudioBlock, DocumentBlock, ImageBlock, TextBlock, ToolCallBlock, ToolResultBlock, VideoBlock
 
+LONGEST = 16_000
+"""Characters of a message that a model is given, about 4,000 tokens."""
 _TAGS = ("conversation", "message")
 _MEDIA = {ImageBlock: "image", AudioBlock: "audio", VideoBlock: "video", DocumentBlock: "document"}
 
@@ -33,12 +35,13 @@ def transcript_of(messages: Sequence[ChatMessage], seqs: Sequence[int]) -> Trans
 
     Numbers count from 1: ids would cost more tokens than many messages, and a model cannot name a message it was not
     given. Calls of tools and what they returned are text, so that no provider sees a call without its result. What memory
-    itself had inserted, and what a model was only thinking, is left out. Text cannot close its tag.
+    itself had inserted, and what a model was only thinking, is left out. Text cannot close its tag. Of a message with more than
+    `LONGEST` characters the middle is left out: what a tool returned may be larger than any model can read.
     """
     written: list[str] = []
     numbers: dict[int, int] = {}
     for message, seq in zip(messages, seqs, strict=True):
-        text = said(message)
+        text = _shortened(said(message))
         if not text:
             continue
         number = len(numbers) + 1
@@ -49,6 +52,13 @@ def transcript_of(messages: Sequence[ChatMessage], seqs: Sequence[int]) -> Trans
         attributes = "".join(f' {key}="{_attribute(value)}"' for key, value in about.items() if value)
         written.append(f"<message{attributes}>\n{escape(text, _TAGS)}\n</message>")
     return Transcript("<conversation>\n" + "\n".join([*written, "</conversation>"]), numbers)
+
+
+def _shortened(text: str) -> str:
+    if len(text) <= LONGEST:
+        return text
+    half = LONGEST // 2
+    return f"{text[:half]}\n[{len(text) - 2 * half:,} characters left out]\n{text[-half:]}"
 
 
 def said(message: ChatMessage) -> str:

@@ -131,7 +131,7 @@ async def many_sessions() -> None:
         await engine.drain()
 
 
-async def model(messages: list[dict[str, str]]) -> str:
+async def writer(messages: list[dict[str, str]]) -> str:
     return messages[-1]["content"]
 
 
@@ -141,8 +141,8 @@ class FirstWords(SummaryMemoryBlock):
 
 
 async def what_was_understood() -> None:
-    summary = SummaryMemoryBlock(llm=model, max_summary_tokens=100, summarize_every=2, must_keep=["42 Main St"])
-    entities = EntityMemoryBlock(llm=model, max_entities=50, scope="user", guidance="Only people.")
+    summary = SummaryMemoryBlock(llm=writer, max_summary_tokens=100, summarize_every=2, must_keep=["42 Main St"])
+    entities = EntityMemoryBlock(llm=writer, max_entities=50, scope="user", guidance="Only people.")
     async with Memory.from_defaults(
         "chat", user_id="ada", memory_blocks=[summary, entities, FirstWords(name="words")]
     ) as memory:
