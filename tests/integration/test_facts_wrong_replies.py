@@ -68,7 +68,7 @@ WITHOUT_FORM: dict[str, Any] = {
     "only thinking": f"<thinking>{operations(add())}</thinking>",
     "tags": "<facts><fact>is wrong</fact></facts>",
     "YAML": "operations:\n  - op: add\n    text: is wrong\n    messages: [1]",
-    "bytes": b"is wrong",
+    "bytes": lambda prompt: b"is wrong",
     "None": lambda prompt: None,
     "an exception": ValueError("is wrong"),
 }
