@@ -116,7 +116,33 @@ def test_questions_in_other_languages_lose_their_function_words_too() -> None:
     assert set(ENGLISH.content("¿Dónde está la casa de Ana?")) == {"casa", "ana"}
     assert set(ENGLISH.content("When did the war begin, and did the man die?")) == {"war", "begin", "man", "die"}
     assert set(GERMAN.content("What is the name of the dog?")) == {"nam", "dog"}
-    assert set(NONE.content("what is that")) == {"what", "is", "that"}
+    assert set(NONE.content("What is that dog called?")) == {"dog", "called"}
+    assert set(Words("none", ()).content("what is that")) == {"what", "is", "that"}
+
+
+@pytest.mark.parametrize("language", ["english", "none"])
+@pytest.mark.parametrize(
+    ("question", "content"),
+    [
+        ("Var är nyckeln?", "nyckeln"),
+        ("Hvor er nøglen?", "nøglen"),
+        ("Hvorfor har du ikke nøkkelen?", "nøkkelen"),
+        ("Missä avaimet ovat?", "avaimet"),
+        ("Куда мы положили ключ?", "положили ключ"),
+        ("Gdzie jest klucz?", "klucz"),
+        ("Anahtar nerede?", "anahtar"),
+        ("Hol van a kulcs?", "kulcs"),
+        ("Unde este cheia?", "cheia"),
+    ],
+)
+def test_a_short_question_is_about_its_content_word(language: str, question: str, content: str) -> None:
+    words = Words(language)
+    assert words.content(question) == words.count(content)
+
+
+@pytest.mark.parametrize("query", ["war memorial", "die casting machines", "Han Solo", "men at work", "Ready to go?"])
+def test_one_word_does_not_make_a_query_one_in_another_language(query: str) -> None:
+    assert ENGLISH.content(query) == ENGLISH.count(query.replace(" at ", " ").replace(" to ", " "))
 
 
 def test_function_words_can_be_replaced() -> None:
