@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
+from itertools import pairwise
 from typing import Final
 
 import regex
 
 from memory_engine import ChatMessage
-from memory_engine.blocks.vector.words import Words
+from memory_engine.blocks.vector.words import Words, ends_of
 
 Query = Sequence[tuple[str, float]]
 """Texts, the most important first, each with its weight."""
@@ -25,10 +26,11 @@ _STANDS_ALONE: Final = 3
 _AROUND: Final = 0.2
 """The weight of what stands around a question or was said before it: mostly something else, but sometimes what it is about.
 Of what was said before, each message has half the weight of what comes after it."""
-_READ: Final = 4_000
-"""Characters that are enough to see whether a text has a few words."""
+_READ: Final = 1_000
+"""Characters at each end of a text that are enough to see whether it has a few words."""
 
-_SENTENCES = regex.compile(r"(?<=[.!?…؟][\"'”’»)\]]*)\s+|(?<=[。！？][」』”）]*)|\n")
+_SENTENCE_ENDS = regex.compile(r"[.!?…؟][\"'”’»)\]]*+\s++|[。！？][」』”）]*+|\n")
+"""Without a look behind: that of a variable length reads a run of brackets once for each of them."""
 _CLAUSES = regex.compile(r"(?<=:)\s+|(?<=：)")
 _MARK = regex.compile(r"[?？؟;][\"'”’»)\]」』）*_]*$")
 _FIRST = regex.compile(r"[^\p{L}]*(\p{L}+)(?:\s+(\p{L}+))?")
@@ -85,7 +87,7 @@ def _asked_first(text: str, *signs: Callable[[str], bool]) -> Query:
     # Most questions are short, and to see that they are must not cost as much as to look for their words.
     if (text.isascii() and text.count(" ") < _LONG) or not _has_words(text, _LONG + 1):
         return [(text, 1.0)]
-    sentences = [sentence for sentence in _SENTENCES.split(text) if sentence.strip()]
+    sentences = _sentences(ends_of(text))
     clauses = [clause for sentence in sentences for clause in _CLAUSES.split(sentence) if clause.strip()]
     for is_asking in signs:
         # "About the trip: when?" asks nothing without what stands before the colon.
@@ -96,9 +98,16 @@ def _asked_first(text: str, *signs: Callable[[str], bool]) -> Query:
     return [(text, 1.0)]
 
 
+def _sentences(text: str) -> list[str]:
+    """The sentences of a text, each with what ends it."""
+    borders = [0, *(end.end() for end in _SENTENCE_ENDS.finditer(text)), len(text)]
+    return [sentence for first, last in pairwise(borders) if (sentence := text[first:last]).strip()]
+
+
 def _has_words(text: str, count: int) -> bool:
-    """Whether a text, its beginning if it is very long, has so many different words, those of grammar not counted."""
-    return len(text) >= count and len(_words().content(text[:_READ])) >= count
+    """Whether a text, its ends if it is long, has so many different words, those of grammar not counted."""
+    read = text if len(text) <= 2 * _READ else f"{text[:_READ]}\n{text[-_READ:]}"
+    return len(text) >= count and len(_words().content(read)) >= count
 
 
 @cache

@@ -83,18 +83,25 @@ class Floor:
     """When a query is about nothing that is remembered; then nothing is shown.
 
     With words alone the best item, its neighbours included, must hold at least two of the query's words that carry `pair`
-    of the rarity of all its words (of the rarest 24 in a long query), or one word that carries `single`. With vectors, `weak`
-    similarity must agree with the words, or `strong` similarity stands alone; similarity is measured from the mean of all
-    items (0) to 1, because some models find everything alike. Calibrated on questions about things that nobody had spoken of.
+    of the rarity of all its words (of the rarest 24 in a long query), or one word that carries `single`. Words that two of
+    five items hold are what the scope is about, however little they tell items apart: `topic` of a question's words are
+    enough of them.
+    With vectors, `weak` similarity must agree with the words, unless they carry `clear` of the rarity or there are too few
+    items to know what is usual; or `strong` similarity stands alone. Similarity is measured from the mean of the other items
+    (0) to 1, because some models find everything alike. Items that are all about the same have no such mean: there, words
+    are also agreed with by `strong` similarity from what is usual for most models.
+    Calibrated on questions about things that nobody had spoken of.
     """
 
     pair: float = 0.18
     single: float = 0.45
     weak: float = 0.2
     strong: float = 0.4
+    topic: float = 0.3
+    clear: float = 0.6
 
     def __post_init__(self) -> None:
-        for name in ("pair", "single"):
+        for name in ("pair", "single", "topic", "clear"):
             check_number(name, getattr(self, name), least=0.0, most=1.0)
         for name in ("weak", "strong"):
             check_number(name, getattr(self, name), least=-1.0, most=1.0)
@@ -103,7 +110,7 @@ class Floor:
         return self
 
 
-NO_FLOOR = Floor(pair=0.0, single=0.0, weak=-1.0, strong=-1.0)
+NO_FLOOR = Floor(pair=0.0, single=0.0, weak=-1.0, strong=-1.0, topic=0.0, clear=0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,10 +143,12 @@ def rank(
 
 @dataclass(frozen=True, slots=True)
 class _Coverage:
-    """Of the best windows: the share of the query's rarity they hold, with any number of its words and with two or more."""
+    """Of the best windows: the share of the query's rarity they hold, with any number of its words and with two or more;
+    and the share of its words, however rare, that are frequent in the scope."""
 
     single: float
     pair: float
+    topic: float
 
 
 class _Neighbours:
@@ -170,7 +179,7 @@ class _Neighbours:
 
 def _lexical(candidates: Candidates, query: Scores, weights: Weights, nearby: _Neighbours) -> tuple[Scores, _Coverage]:
     if not len(query):
-        return np.zeros(len(candidates.items)), _Coverage(0.0, 0.0)
+        return np.zeros(len(candidates.items)), _Coverage(0.0, 0.0, 0.0)
     total = max(candidates.total, len(candidates.items))
     rarity = np.log1p((total - candidates.frequency + 0.5) / (candidates.frequency + 0.5))
     counts = nearby.spread(candidates.counts.astype(np.float64), weights.context)
@@ -188,19 +197,25 @@ def _lexical(candidates: Candidates, query: Scores, weights: Weights, nearby: _N
     # say too little.
     asked = query >= query.max()
     meant = [asked.astype(np.float64)] if asked.sum() >= _STANDS_ALONE else [asked.astype(np.float64), query]
-    coverage = _covered(held, [weight * each for each in meant])
+    coverage = _covered(held, meant, weight, candidates.frequency >= _FREQUENT * total)
     return terms @ (query * rarity**weights.rarity), coverage
 
 
-def _covered(held: Scores, meanings: Sequence[Scores]) -> _Coverage:
-    """How much the best windows hold of what the query may mean: the weight of each word, 0 if it is not meant."""
-    single = pair = 0.0
-    for weights in meanings:
-        shares = (held @ weights) / max(float(np.sort(weights)[-_HEAVIEST:].sum()), 1e-9)
+def _covered(held: Scores, meanings: Sequence[Scores], rarity: Scores, frequent: NDArray[np.bool_]) -> _Coverage:
+    """How much the best windows hold of what the query may mean: how much each word is meant, 0 if it is not."""
+    single = pair = topic = 0.0
+    for meant in meanings:
+        weights = meant * rarity
+        shares = (held @ weights) / _heaviest(weights)
         several = (held[:, weights > 0] >= _NOTED).sum(axis=1) >= _SEVERAL
         single = max(single, float(shares.max()))
         pair = max(pair, float(shares[several].max()) if several.any() else 0.0)
-    return _Coverage(single, pair)
+        topic = max(topic, float((held @ (meant * frequent)).max()) / _heaviest(meant))
+    return _Coverage(single, pair, topic)
+
+
+def _heaviest(weights: Scores) -> float:
+    return max(float(np.sort(weights)[-_HEAVIEST:].sum()), 1e-9)
 
 
 _NOTED = 0.3
@@ -211,32 +226,62 @@ _STANDS_ALONE = 3
 _HEAVIEST = 24
 """More words than these need not be held, or a long text could be about nothing."""
 _ENOUGH = 400
+_FREQUENT = 0.4
+"""A word that so many of the items hold is what they are about."""
+_FEW = 30
+"""With fewer items, how alike they are on the average says nothing about how alike things usually are."""
+_USUAL = 0.1
+"""The similarity of a question to what has nothing to do with it, for most models."""
 
 
 def _is_relevant(candidates: Candidates, coverage: _Coverage, dense: Scores | None, floor: Floor) -> bool:
-    words = coverage.single >= floor.single or coverage.pair >= floor.pair
+    words = coverage.single >= floor.single or coverage.pair >= floor.pair or coverage.topic >= floor.topic
     if dense is None:
         return words
-    # Of a part of the scope only the best are known: the least similar of them stands for what is usual.
-    usual = float(dense.mean()) if len(candidates.items) >= candidates.total else float(dense.min())
-    similarity = (float(dense.max()) - usual) / max(1.0 - usual, 1e-9)
-    return (words and similarity >= floor.weak) or similarity >= floor.strong
+    best = float(dense.max())
+    similarity = _above(_usual(candidates, dense), best)
+    agreed = (
+        coverage.single >= floor.clear
+        or candidates.total < _FEW
+        or similarity >= floor.weak
+        or _above(_USUAL, best) >= floor.strong
+    )
+    return (words and agreed) or similarity >= floor.strong
+
+
+def _usual(candidates: Candidates, dense: Scores) -> float:
+    """The similarity of the query to items that it is not about."""
+    if len(candidates.items) < candidates.total:
+        # Of a part of the scope only the best are known: the least similar of them stands for what is usual.
+        return float(dense.min())
+    return float(dense.sum() - dense.max()) / (len(dense) - 1) if len(dense) > 1 else _USUAL
+
+
+def _above(usual: float, similarity: float) -> float:
+    return (similarity - usual) / max(1.0 - usual, 1e-9)
 
 
 def _fused(lexical: Scores, dense: Scores, weights: Weights) -> Scores:
-    scale = _reciprocal_ranks if weights.fusion == "rank" else _scaled
+    # An item without a vector has the similarity 0; all others say something, if only that they are the least alike.
+    found, known = lexical > 0, dense != 0
     share = weights.lexical
-    return share * scale(lexical, weights.rank_constant) + (1 - share) * scale(dense, weights.rank_constant)
+    if weights.fusion == "rank":
+        return share * _reciprocal_ranks(lexical, found, weights.rank_constant) + (1 - share) * _reciprocal_ranks(
+            dense, known, weights.rank_constant
+        )
+    return share * _scaled(lexical, 0.0) + (1 - share) * np.where(known, np.maximum(_scaled(dense, dense.min()), _LEAST), 0.0)
 
 
-def _scaled(values: Scores, _: float) -> Scores:
-    low, high = float(values.min()), float(values.max())
+_LEAST = 1e-3
+"""What the least similar item gets for being there: it comes last, and where everything is asked for, it comes."""
+
+
+def _scaled(values: Scores, low: float) -> Scores:
+    high = float(values.max())
     return (values - low) / (high - low) if high > low else np.zeros_like(values)
 
 
-def _reciprocal_ranks(values: Scores, constant: float) -> Scores:
-    ranks = np.empty(len(values))
-    ranks[np.argsort(-values, kind="stable")] = np.arange(1, len(values) + 1)
-    scores = 1.0 / (constant + ranks)
-    # What has no word in common is not ranked among those that have.
-    return np.where(values > values.min(), scores, 0.0)
+def _reciprocal_ranks(values: Scores, ranked: NDArray[np.bool_], constant: float) -> Scores:
+    """Equal values have one rank; what is not `ranked` has no score."""
+    ahead = len(values) - np.searchsorted(np.sort(values), values, side="right")
+    return np.where(ranked, 1.0 / (constant + 1 + ahead), 0.0)

@@ -118,7 +118,24 @@ def test_nothing_said_is_no_query() -> None:
     assert asked(" \n ") == []
 
 
-@pytest.mark.parametrize("unit", ["?", " ", "\n", "? ", "Who? ", '." ', "：", "。", "x"])
-def test_any_text_can_be_asked(unit: str) -> None:
-    text = f"{BEFORE} {unit * 50_000} {ASKED}"
-    assert asked(text)[-1][0] == text
+UNITS = ["?", " ", "\n", "? ", "Who? ", '." ', "：", "。", "x", "）", '"', "」", "? \u3000", "。」x", "*", "汉", "é", "\ufdfa"]
+
+
+@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("before", [BEFORE, "猫はどこですか。" + BEFORE, f'{BEFORE} "Yes."'])
+def test_any_text_can_be_asked(unit: str, before: str) -> None:
+    """In a time that does not grow with its length: a pattern that reads a run again and again would take minutes."""
+    run = unit * (100_000 // len(unit))
+    for text in (f"{before} {run} {ASKED}", f"{before} {run}"):
+        assert asked(text)[-1][0] == text.strip()
+        assert put("Hello.", "Hello.", text)[0][1] == 1.0
+        assert len(probe_words(asked(text), Words())) <= 48
+
+
+def test_of_a_very_long_text_its_ends_are_asked() -> None:
+    filler = " ".join(f"filler{number}" for number in range(20_000))
+    for text in (f"{ASKED} {filler}", f"{filler} {ASKED}", f"{filler} {ASKED}\n{BEFORE}"):
+        assert asked(text)[0][0].endswith(ASKED)
+        words = probe_words(asked(text), Words())
+        assert {"joanna", "turtl"} <= set(words)
+        assert "filler10000" not in words

@@ -176,19 +176,34 @@ def test_the_sum_of_scores_is_of_scores_from_0_to_1() -> None:
     lexical = ranked(found).lexical
     dense = (found.dense - 0.1) / 0.8  # type: ignore[operator]
     expected = 0.25 * lexical / lexical.max() + 0.75 * dense
-    assert ranked(found, replace(PLAIN, lexical=0.25)).scores.tolist() == pytest.approx(expected.tolist(), abs=1e-6)
+    # The least similar item has a trace of a score.
+    assert ranked(found, replace(PLAIN, lexical=0.25)).scores.tolist() == pytest.approx(expected.tolist(), abs=1e-3)
 
 
 def test_reciprocal_ranks_are_summed() -> None:
     scores = ranked(candidates(COUNTS, dense=DENSE), replace(PLAIN, fusion="rank", rank_constant=10)).scores
-    # Those that the words or the vectors put last get nothing from them.
-    assert scores.tolist() == pytest.approx([0.5 / 11, 0.5 / 11, 0.5 / 12 + 0.5 / 12, 0.5 / 13])
+    # Those that have no word in common get nothing from the words.
+    assert scores.tolist() == pytest.approx([0.5 / 11, 0.5 / 11 + 0.5 / 14, 0.5 / 12 + 0.5 / 12, 0.5 / 13])
 
 
 def test_equal_similarities_say_nothing() -> None:
     scores = ranked(candidates(COUNTS, dense=[0.5] * 4)).scores
     assert int(scores.argmax()) == 1
-    assert scores[0] == scores[3] == 0
+    assert scores[0] == scores[3] < scores[1] / 100
+
+
+@pytest.mark.parametrize("fusion", ["score", "rank"])
+@pytest.mark.parametrize("counts", [[[1]], [[0]], [[]], [[2], [1]], [[0], [0], [0]]])
+def test_whatever_has_a_word_or_a_similarity_has_a_score(fusion: str, counts: list[list[float]]) -> None:
+    for dense in ([0.4] * len(counts), [0.4, 0.3, -0.2][: len(counts)]):
+        scores = ranked(candidates(counts, dense=dense), Weights(fusion=fusion)).scores  # type: ignore[arg-type]
+        assert (scores > 0).all()
+
+
+@pytest.mark.parametrize("fusion", ["score", "rank"])
+def test_an_item_without_a_vector_has_no_score_of_one(fusion: str) -> None:
+    scores = ranked(candidates([[0], [1], [0]], dense=[0.4, 0.0, 0.0]), Weights(context=(), fusion=fusion)).scores  # type: ignore[arg-type]
+    assert (scores > 0).tolist() == [True, True, False]
 
 
 @given(tables(), st.data())
@@ -266,8 +281,15 @@ def test_a_question_of_a_word_or_two_is_about_what_was_said_before_it() -> None:
 
 
 def test_a_word_that_nobody_said_makes_a_question_foreign() -> None:
-    everywhere: list[list[float]] = [[1, 0]] * 300
-    assert not relevant(everywhere, total=310)
+    common: list[list[float]] = [[1, 0]] * 100
+    assert not relevant(common, total=310)
+
+
+def test_what_most_items_are_about_is_spoken_of_however_little_it_tells_them_apart() -> None:
+    everywhere: list[list[float]] = [[1, 0, 0]] * 300
+    assert relevant(everywhere, total=310)
+    assert not relevant([[*row, 0.0] for row in everywhere], total=310)
+    assert not relevant(everywhere, total=310, topic=0.5)
 
 
 def test_vectors_stand_alone_only_when_they_are_strong() -> None:
@@ -278,12 +300,36 @@ def test_vectors_stand_alone_only_when_they_are_strong() -> None:
     assert not by_vector(0.3)
 
 
-def test_vectors_that_disagree_withdraw_what_words_say() -> None:
-    def by_both(best: float) -> bool:
-        return relevant([[1, 1, 1]], dense=[best] + [0.0] * 10)
+def by_both(best: float, others: float = 0.0, *, held: int = 2, total: int = 1000) -> bool:
+    """Whether a question of five words is relevant of which one item has some, with these similarities."""
+    row = [1.0] * held + [0.0] * (5 - held)
+    return relevant([row], total=total, dense=[best] + [others] * 10)
 
+
+def test_vectors_that_disagree_withdraw_what_some_words_say() -> None:
     assert by_both(0.35)
     assert not by_both(0.05)
+
+
+def test_words_that_say_nearly_all_stand_alone() -> None:
+    assert by_both(0.05, held=4)
+    assert by_both(0.7, 0.7, held=5)
+
+
+def test_few_items_do_not_show_what_similarity_is_usual() -> None:
+    assert by_both(0.05, total=11)
+    assert not by_both(0.05, held=0, total=11)
+
+
+def test_items_that_are_all_alike_agree_with_words_when_they_are_like_the_question() -> None:
+    assert by_both(0.6, 0.58)
+    assert not by_both(0.3, 0.28)
+    assert not by_both(0.6, 0.58, held=0)
+
+
+@pytest.mark.parametrize(("similarity", "expected"), [(0.8, True), (0.3, False)])
+def test_a_single_item_may_be_found_by_its_vector_alone(similarity: float, expected: bool) -> None:
+    assert ranked(candidates([[0, 0]], dense=[similarity]), Weights(), Floor()).relevant is expected
 
 
 def test_models_that_find_everything_alike_are_measured_from_their_mean() -> None:

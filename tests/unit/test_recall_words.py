@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import unicodedata
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import regex
 from hypothesis import given
 from hypothesis import strategies as st
 
+from memory_engine.blocks.vector import words as words_module
 from memory_engine.blocks.vector.words import Words
 from memory_engine.errors import BlockDefinitionError
 
@@ -112,7 +116,33 @@ def test_questions_in_other_languages_lose_their_function_words_too() -> None:
     assert set(ENGLISH.content("¿Dónde está la casa de Ana?")) == {"casa", "ana"}
     assert set(ENGLISH.content("When did the war begin, and did the man die?")) == {"war", "begin", "man", "die"}
     assert set(GERMAN.content("What is the name of the dog?")) == {"nam", "dog"}
-    assert set(NONE.content("what is that")) == {"what", "is", "that"}
+    assert set(NONE.content("What is that dog called?")) == {"dog", "called"}
+    assert set(Words("none", ()).content("what is that")) == {"what", "is", "that"}
+
+
+@pytest.mark.parametrize("language", ["english", "none"])
+@pytest.mark.parametrize(
+    ("question", "content"),
+    [
+        ("Var är nyckeln?", "nyckeln"),
+        ("Hvor er nøglen?", "nøglen"),
+        ("Hvorfor har du ikke nøkkelen?", "nøkkelen"),
+        ("Missä avaimet ovat?", "avaimet"),
+        ("Куда мы положили ключ?", "положили ключ"),
+        ("Gdzie jest klucz?", "klucz"),
+        ("Anahtar nerede?", "anahtar"),
+        ("Hol van a kulcs?", "kulcs"),
+        ("Unde este cheia?", "cheia"),
+    ],
+)
+def test_a_short_question_is_about_its_content_word(language: str, question: str, content: str) -> None:
+    words = Words(language)
+    assert words.content(question) == words.count(content)
+
+
+@pytest.mark.parametrize("query", ["war memorial", "die casting machines", "Han Solo", "men at work", "Ready to go?"])
+def test_one_word_does_not_make_a_query_one_in_another_language(query: str) -> None:
+    assert ENGLISH.content(query) == ENGLISH.count(query.replace(" at ", " ").replace(" to ", " "))
 
 
 def test_function_words_can_be_replaced() -> None:
@@ -161,3 +191,28 @@ def test_capitals_make_no_difference(text: str) -> None:
 def test_every_word_of_a_text_finds_it(parts: list[str]) -> None:
     text = " ".join(parts)
     assert all(shared(ENGLISH, part, text) for part in parts)
+
+
+# -- texts of any length ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["word{} ", "слово{} ", "{}汉字"])
+def test_of_a_long_question_its_ends_are_read(text: str) -> None:
+    content = Words("none").content("".join(text.format(number) for number in range(50_000)))
+    assert {"0", "word0", "слово0"} & set(content)
+    assert {"49999", "word49999", "слово49999"} & set(content)
+    assert len(content) <= 1_000
+
+
+def test_heaps_of_marks_are_never_put_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Normalising takes a time that is the square of their number: seconds for 100,000 characters, on the event loop."""
+    heaps: list[int] = []
+
+    def normalize(form: Any, text: str) -> str:
+        heaps.extend(len(heap) for heap in regex.findall(r"\p{M}+", text))
+        return unicodedata.normalize(form, text)
+
+    monkeypatch.setattr(words_module, "unicodedata", SimpleNamespace(normalize=normalize))
+    for read in (Words().count, Words().content):
+        assert read("olga cafe" + "\u0301\u0323" * 50_000)["cafe"] == 1
+    assert max(heaps) <= 8
