@@ -27,6 +27,8 @@ R = TypeVar("R")
 
 _READERS = 4
 _WIPE_MILLISECONDS = 100
+_WIPE_PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8)
+"""Seconds between attempts to empty the log while somebody reads in it."""
 _SYNCHRONOUS = ("OFF", "NORMAL", "FULL", "EXTRA")
 
 
@@ -66,11 +68,16 @@ class Connections:
         """
         if self._single or not self._owned:
             return
-        await self._writing.acquire()
-        try:
-            await self._apart(self._read_on_writer(_truncate_log, (), {}), self._writing.release)
-        except (StoreError, ClosedError):
-            log.debug("the write-ahead log could not be emptied now", exc_info=True)
+        for pause in _WIPE_PAUSES:
+            await self._writing.acquire()
+            try:
+                if await self._apart(self._read_on_writer(_truncate_log, (), {}), self._writing.release):
+                    return
+            except (StoreError, ClosedError):
+                log.debug("the write-ahead log could not be emptied now", exc_info=True)
+                return
+            # Somebody reads in it; writers may go on meanwhile.
+            await asyncio.sleep(pause)
 
     async def aclose(self) -> None:
         """Wait for what is running, then give back the connections."""
@@ -140,11 +147,13 @@ class Connections:
             return result
 
 
-def _truncate_log(connection: Connection) -> None:
+def _truncate_log(connection: Connection) -> bool:
+    """Whether the log is empty now."""
     patience = connection.exec_driver_sql("PRAGMA busy_timeout").scalar_one()
     execute_raw(connection, f"PRAGMA busy_timeout = {_WIPE_MILLISECONDS}")
     try:
-        execute_raw(connection, "PRAGMA wal_checkpoint(TRUNCATE)")
+        busy = connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").one()[0]
+        return not busy
     finally:
         execute_raw(connection, f"PRAGMA busy_timeout = {patience}")
 

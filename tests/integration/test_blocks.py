@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -479,7 +480,7 @@ async def test_many_records_in_one_delivery(tmp_path: Path) -> None:
         for n in range(5_000):
             block.records.put(f"{n:05d}", n)
 
-    async with open_engine(tmp_path, Notes(on_put=write)) as engine:
+    async with open_engine(tmp_path, Notes(on_put=write), limits=replace(QUICK, lease=30.0, get=10.0, delivery=60.0)) as engine:
         memory = engine.session("one")
         await tell(memory, "hello")
         async with memory.block("notes") as block:

@@ -22,7 +22,7 @@ from memory_engine.tokens import TokenCounter
 
 pytestmark = pytest.mark.asyncio
 
-QUICK = Limits(get=10.0, delivery=30.0, first_retry=0.01, last_retry=0.02, max_attempts=2, lease=2.0, poll=0.05)
+QUICK = Limits(get=10.0, delivery=30.0, first_retry=0.01, last_retry=0.02, max_attempts=2, lease=20.0, poll=0.05)
 PATIENCE = 30.0
 NAME = "ExtractedFacts"
 NOTHING = '{"operations": []}'

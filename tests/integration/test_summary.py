@@ -516,7 +516,8 @@ async def test_two_users_of_one_definition(tmp_path: Path) -> None:
         memories = {user: engine.session("same", user_id=user, tenant=user) for user in ("ada", "bob")}
         await asyncio.gather(*(speak(memory, user, 12) for user, memory in memories.items()))
         for user, memory in memories.items():
-            text = repr((await memory.get(), await (await memory.block(NAME)).expand()))
+            messages = [*await memory.get(), *await (await memory.block(NAME)).expand()]
+            text = "\n".join(message.content for message in messages)
             assert len(set(re.findall(rf"{user}\d+", text))) == 12
             assert ("bob" if user == "ada" else "ada") not in text
     for call in range(len(llm.prompts)):
