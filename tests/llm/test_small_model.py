@@ -29,19 +29,24 @@ def model(url: str, **options: Any) -> OpenAICompatibleModel:
 @pytest.mark.timeout(7_200)
 async def test_a_real_model_end_to_end(model_url: str, tmp_path: Path) -> None:
     said = [ChatMessage(role=m.role, name=m.name, content=m.content, created_at=m.created_at) for m in load(None)[:40]]
-    llm = model(model_url)
     schema = {"type": "json_schema", "json_schema": {"name": "operations", "schema": {"type": "object"}}}
+    async with model(model_url, response_format=schema) as for_facts, model(model_url) as for_summary:
+        await remember(for_facts, for_summary, said, tmp_path)
+
+
+async def remember(
+    for_facts: OpenAICompatibleModel, for_summary: OpenAICompatibleModel, said: list[ChatMessage], folder: Path
+) -> None:
+    """Put, absorb, look, and start again."""
     how: dict[str, Any] = {
-        "async_database_uri": f"sqlite+aiosqlite:///{tmp_path / 'llm.db'}",
+        "async_database_uri": f"sqlite+aiosqlite:///{folder / 'llm.db'}",
         "token_limit": LIMIT,
         "token_flush_size": 500,
         "chat_history_token_ratio": 0.4,
         "limits": LIMITS,
         "memory_blocks": [
-            FactExtractionMemoryBlock(
-                name="facts", llm=model(model_url, response_format=schema), llm_timeout=900.0, max_facts=10
-            ),
-            SummaryMemoryBlock(name="summary", llm=llm, llm_timeout=900.0, max_summary_tokens=SUMMARY),
+            FactExtractionMemoryBlock(name="facts", llm=for_facts, llm_timeout=900.0, max_facts=10),
+            SummaryMemoryBlock(name="summary", llm=for_summary, llm_timeout=900.0, max_summary_tokens=SUMMARY),
         ],
     }
     counter = TokenCounter()
