@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import PrivateAttr
 
 from memory_engine import ChatMessage, ContentBlock
-from memory_engine.blocks.vector.hits import Hit, Postprocessor, best_hits, choice_of, through
+from memory_engine.blocks.vector.hits import Asked, Hit, Postprocessor, best_hits, choice_of, question_of, through
 from memory_engine.blocks.vector.query import Query, probe_words, query_of
 from memory_engine.blocks.vector.ranking import NO_FLOOR, Ranking, rank
 from memory_engine.blocks.vector.section import Section, costs_of, shown_by
@@ -70,12 +70,18 @@ class VectorMemoryBlock(StoringBlock):
         section.drop(tokens_to_truncate)
         return section.blocks() or None
 
-    async def search(self, query: str, *, limit: int = 10) -> list[Hit]:
-        """The best hits for a question, best first, whatever the floor says; for looking, tools and tests."""
-        if not query.strip():
+    async def search(self, query: Asked, *, limit: int = 10) -> list[Hit]:
+        """The best hits for a question, best first, whatever the floor says; for looking, tools and tests.
+
+        :raises ValueError: the question is neither text nor messages, or the limit is no number of hits.
+        """
+        question = question_of(query)
+        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
+            raise ValueError(f"limit is a number of hits, 0 or more, not {limit!r:.80}")
+        if not question.strip() or not limit:
             return []
-        candidates, ranking = await self._ranked([(query, 1.0)])
-        return await through(self.postprocessors, query, best_hits(candidates, ranking, limit))
+        candidates, ranking = await self._ranked([(question, 1.0)])
+        return await through(self.postprocessors, question, best_hits(candidates, ranking, limit))
 
     async def _ranked(self, query: Query) -> tuple[Candidates, Ranking]:
         probe = Probe(probe_words(query, self._words), await self._query_vector(query[0][0]))

@@ -31,18 +31,44 @@ class Document:
     metadata: dict[str, Any]
 
 
-def documents_of(texts: Sequence[str], metadata: Metadata | None) -> list[Document]:
+def documents_of(texts: str | Sequence[str], metadata: Metadata | None) -> list[Document]:
     """Each text with its metadata, and the id in there or a new one.
 
     :raises ValueError: a text, its metadata or its id cannot be stored; it says which and why.
     """
-    texts = [texts] if isinstance(texts, str) else list(texts)
+    if isinstance(texts, str):
+        texts = [texts]
+    elif isinstance(texts, Mapping | bytes) or not isinstance(texts, Iterable):
+        raise ValueError(f"documents are a text or a list of texts, with their metadata beside them, not {_kind(texts)}")
+    texts = list(texts)
+    if metadata is not None and (isinstance(metadata, str | bytes) or not isinstance(metadata, Iterable)):
+        raise ValueError(f"metadata is a dict for all texts or a list with one for each, not {_kind(metadata)}")
     each = [metadata or {}] * len(texts) if metadata is None or isinstance(metadata, Mapping) else list(metadata)
     if len(each) != len(texts):
         raise ValueError(f"{len(texts)} texts with {len(each)} metadata; give one object for all or one for each")
     if isinstance(metadata, Mapping) and metadata.get("id") is not None and len(texts) > 1:
         raise ValueError(f"{len(texts)} texts cannot share the id {metadata['id']!r}; give each its own metadata")
     return [_document(text, data, number) for number, (text, data) in enumerate(zip(texts, each, strict=True), start=1)]
+
+
+def ids_of(documents: str | Iterable[str] | None) -> list[str] | None:
+    """Which documents are meant, None: all; one id counts as it does in `add_documents`.
+
+    :raises ValueError: it is neither an id nor ids.
+    """
+    if documents is None:
+        return None
+    some = [documents] if isinstance(documents, str | int) else documents
+    ids = list(some) if isinstance(some, Iterable) and not isinstance(some, Mapping | bytes) else [some]
+    if wrong := [one for one in ids if isinstance(one, bool) or not isinstance(one, str | int)]:
+        raise ValueError(
+            f"documents are removed by an id or a list of ids as add_documents returned them, not by {_kind(wrong[0])}"
+        )
+    return list(dict.fromkeys(map(str, ids)))
+
+
+def _kind(value: object) -> str:
+    return "None" if value is None else f"a {type(value).__name__}"
 
 
 def _document(text: object, metadata: object, number: int) -> Document:

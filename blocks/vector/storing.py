@@ -9,7 +9,7 @@ from typing import Any
 
 from memory_engine import ChatMessage
 from memory_engine.blocks.embedders.protocol import CachedEmbedder
-from memory_engine.blocks.vector.documents import TOGETHER, Document, Documents, documents_of, passages_of
+from memory_engine.blocks.vector.documents import TOGETHER, Document, Documents, documents_of, ids_of, passages_of
 from memory_engine.blocks.vector.entries import entries_of, followers_of, off_loop, preceding_items
 from memory_engine.blocks.vector.held import Held
 from memory_engine.blocks.vector.options import RecallOptions
@@ -106,7 +106,7 @@ class StoringBlock(RecallOptions):
     # -- knowledge -------------------------------------------------------------------------------------------
 
     async def add_documents(
-        self, texts: Sequence[str], metadata: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None
+        self, texts: str | Sequence[str], metadata: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None
     ) -> list[str]:
         """Remember texts that are no conversation; returns their ids, for `remove_documents`.
 
@@ -126,10 +126,14 @@ class StoringBlock(RecallOptions):
             await self._add_passages(list(latest.values()))
         return [one.id for one in given]
 
-    async def remove_documents(self, documents: Sequence[str] | None = None) -> int:
-        """Forget documents by id, None: all of them. Returns how many there were."""
+    async def remove_documents(self, documents: str | Sequence[str] | None = None) -> int:
+        """Forget documents by id (one or several), None: all of them. Returns how many there were.
+
+        :raises ValueError: it is neither an id nor ids.
+        """
+        ids = ids_of(documents)
         async with self.transaction():
-            return await self._remove_documents(documents)
+            return await self._remove_documents(ids)
 
     async def rebuild(self) -> None:
         """Store everything of this scope anew: for a store that was lost or restored, or another embedding model.
