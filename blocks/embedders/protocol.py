@@ -30,6 +30,10 @@ _WARNED: set[str] = set()
 """Identities that a warning was given about."""
 
 
+class DimensionError(BlockResultError):
+    """Vectors have another length than those before them: the model is another one, whatever its name."""
+
+
 @runtime_checkable
 class Embedder(Protocol):
     """Turns texts into vectors, one each, all of one length. A plain async function is one.
@@ -101,7 +105,8 @@ class CachedEmbedder:
         """One row per text, of unit length; a vector of zeros stays one.
 
         :raises BlockUnavailableError: when the service does not answer, or not now.
-        :raises BlockResultError: for a result that is not one vector of finite numbers per text, all of one length.
+        :raises BlockResultError: for a result that is not one vector of finite numbers per text, all of one length
+            (`DimensionError`: of another length than before).
         :raises BlockError: for any other failure.
         """
         import numpy as np
@@ -152,7 +157,7 @@ class CachedEmbedder:
         if self._dimension is None:
             self._dimension = dimension
         if dimension != self._dimension:
-            raise BlockResultError(
+            raise DimensionError(
                 f"The embedder {self._identity} returned vectors of {dimension} numbers, before they had {self._dimension}. "
                 "Use one model, with an `identity` of its own, per block."
             )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from pydantic import PrivateAttr
 
 from memory_engine import ChatMessage, ContentBlock
+from memory_engine.blocks.embedders.protocol import DimensionError
 from memory_engine.blocks.vector.hits import Asked, Hit, Postprocessor, best_hits, choice_of, question_of, through
 from memory_engine.blocks.vector.query import Query, probe_words, query_of
 from memory_engine.blocks.vector.ranking import NO_FLOOR, Ranking, rank
@@ -86,7 +88,11 @@ class VectorMemoryBlock(StoringBlock):
     async def _ranked(self, query: Query) -> tuple[Candidates, Ranking]:
         probe = Probe(probe_words(query, self._words), await self._query_vector(query[0][0]))
         scope = self._scope()
-        candidates = await self._store.search(scope, probe, limit=_CANDIDATES)
+        try:
+            candidates = await self._store.search(scope, probe, limit=_CANDIDATES)
+        except DimensionError as error:
+            self._note(f"words alone are compared: {error}")
+            candidates = await self._store.search(scope, replace(probe, vector=None), limit=_CANDIDATES)
         if candidates.total < self.stored_items and not scope.erasing:
             self._note(
                 f"the vector store holds {candidates.total} of {self.stored_items} items; call rebuild() on the bound block"

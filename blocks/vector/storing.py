@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from memory_engine import ChatMessage
-from memory_engine.blocks.embedders.protocol import CachedEmbedder
+from memory_engine.blocks.embedders.protocol import CachedEmbedder, DimensionError
 from memory_engine.blocks.vector.documents import TOGETHER, Document, Documents, documents_of, ids_of, passages_of
 from memory_engine.blocks.vector.entries import entries_of, followers_of, off_loop, preceding_items
 from memory_engine.blocks.vector.held import Held
@@ -54,19 +54,25 @@ class StoringBlock(RecallOptions):
         before: Sequence[Item] = ()
         if self._embedder is not None and self.preceding:
             before = await preceding_items(self._store, scope, context.session_uid, first)
-        await self._store.add(scope, await self._entries(items, before))
+        await self._add(items, before)
         if not self._own:
             self._held.add(context.session_uid, first, items)
         self.stored_items += len(items)
 
-    async def _entries(self, items: Sequence[Item], before: Sequence[Item]) -> list[Entry]:
+    async def _add(self, items: Sequence[Item], before: Sequence[Item]) -> None:
+        """Store items; with words alone if their vectors have another dimension than those that are there."""
+        embedder, scope = await self._comparable(), self._scope()
+        try:
+            await self._store.add(scope, await self._entries(items, before, embedder))
+        except DimensionError as error:
+            if embedder is None:
+                raise
+            log.warning("block %r stores items with their words alone: %s", self.name, error)
+            await self._store.add(scope, await self._entries(items, before, None))
+
+    async def _entries(self, items: Sequence[Item], before: Sequence[Item], embedder: CachedEmbedder | None) -> list[Entry]:
         return await entries_of(
-            items,
-            before,
-            words=self._words,
-            embedder=await self._comparable(),
-            preceding=self.preceding,
-            share=self.preceding_share,
+            items, before, words=self._words, embedder=embedder, preceding=self.preceding, share=self.preceding_share
         )
 
     async def _begin(self) -> None:
@@ -95,7 +101,7 @@ class StoringBlock(RecallOptions):
             followers = await followers_of(self._store, scope, session_uid, seqs, self.preceding)
         await self._store.remove(scope, session_uid, seqs)
         for item, preceding in followers:
-            await self._store.add(scope, await self._entries([item], preceding))
+            await self._add([item], preceding)
         if self._own:
             # The records of erased messages are gone already when the items are records.
             self.stored_items = await self._store.count(scope)
@@ -171,7 +177,7 @@ class StoringBlock(RecallOptions):
         for start in range(0, len(documents), TOGETHER):
             some = documents[start : start + TOGETHER]
             items = await asyncio.to_thread(passages_of, some, context.now, count=context.count, tokens=self.document_tokens)
-            await self._store.add(self._scope(), await self._entries(items, ()))
+            await self._add(items, ())
             self.stored_items += len(items)
 
     async def _remove_documents(self, documents: Sequence[str] | None) -> int:
