@@ -97,6 +97,9 @@ class VectorMemoryBlock(StoringBlock):
             self._note(
                 f"the vector store holds {candidates.total} of {self.stored_items} items; call rebuild() on the bound block"
             )
+        elif not candidates.total and not self._own and await self._documents.any():
+            # After a reset, until the erasure of what was before has come by.
+            self._note("the documents wait to be stored again; rebuild() on the bound block stores them at once")
         ages = None
         if self.weights.half_life is not None:
             now = self.context.now

@@ -132,6 +132,10 @@ class Documents:
             return [_id_of(record) async for page in self._records.pages(_PREFIX) for record in page]
         return [document for document in among if await self._records.get(f"{_PREFIX}{document}") is not None]
 
+    async def any(self) -> bool:
+        """Whether there are any."""
+        return bool(await self._records.list(_PREFIX, limit=1))
+
     async def all(self) -> list[Document]:
         """Every document; read before anything is written, because each page is compared with all that was written."""
         return [

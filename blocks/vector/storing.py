@@ -49,8 +49,7 @@ class StoringBlock(RecallOptions):
         if not items:
             return
         scope, first = self._scope(), context.seqs[0]
-        if not self._own and not self.stored_items:
-            await self._begin()
+        await self._begin()
         before: Sequence[Item] = ()
         if self._embedder is not None and self.preceding:
             before = await preceding_items(self._store, scope, context.session_uid, first)
@@ -76,7 +75,9 @@ class StoringBlock(RecallOptions):
         )
 
     async def _begin(self) -> None:
-        """What an outside store needs when it has nothing of the scope: after a reset the documents are there without it."""
+        """Before anything is written: after a reset the documents are there, and an outside store has nothing of them."""
+        if self._own or self.stored_items:
+            return
         if self.scope == "session":
             await self._held.clear()
         await self._add_passages(await self._documents.all())
@@ -93,6 +94,10 @@ class StoringBlock(RecallOptions):
 
     async def _aforget(self, session_uid: str | None, seqs: Sequence[int] | None) -> None:
         scope = self._scope()
+        if seqs is not None and not seqs:
+            # After a reset the documents are there; what an outside store had of them went with the old scope.
+            await self._begin()
+            return
         if seqs is None and self.scope == "session":
             # The scope ends with its session; what is left in it would never be found again.
             session_uid = None
@@ -125,6 +130,7 @@ class StoringBlock(RecallOptions):
         given = documents_of(texts, metadata)
         async with self.transaction():
             # Ids made here are new; of texts with the same id, the last one counts.
+            await self._begin()
             await self._remove_documents(list(dict.fromkeys(one.id for one in given if one.metadata.get("id") is not None)))
             latest = {one.id: one for one in given}
             for document in latest.values():
