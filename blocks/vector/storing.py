@@ -10,7 +10,7 @@ from typing import Any
 from memory_engine import ChatMessage
 from memory_engine.blocks.embedders.protocol import CachedEmbedder, DimensionError
 from memory_engine.blocks.vector.documents import TOGETHER, Document, Documents, documents_of, ids_of, passages_of
-from memory_engine.blocks.vector.entries import entries_of, followers_of, off_loop, preceding_items
+from memory_engine.blocks.vector.entries import Line, entries_of, followers_of, off_loop, preceding_items
 from memory_engine.blocks.vector.held import Held
 from memory_engine.blocks.vector.options import RecallOptions
 from memory_engine.blocks.vector.records import RecordsVectorStore
@@ -53,26 +53,25 @@ class StoringBlock(RecallOptions):
         before: Sequence[Item] = ()
         if self._embedder is not None and self.preceding:
             before = await preceding_items(self._store, scope, context.session_uid, first)
-        await self._add(items, before)
+        await self._add(Line([*before, *items], range(len(before), len(before) + len(items))))
         if not self._own:
             self._held.add(context.session_uid, first, items)
         self.stored_items += len(items)
 
-    async def _add(self, items: Sequence[Item], before: Sequence[Item]) -> None:
+    async def _add(self, line: Line) -> None:
         """Store items; with words alone if their vectors have another dimension than those that are there."""
         embedder, scope = await self._comparable(), self._scope()
         try:
-            await self._store.add(scope, await self._entries(items, before, embedder))
+            await self._store.add(scope, await self._entries(line, embedder))
         except DimensionError as error:
             if embedder is None:
                 raise
             log.warning("block %r stores items with their words alone: %s", self.name, error)
-            await self._store.add(scope, await self._entries(items, before, None))
+            await self._store.add(scope, await self._entries(line, None))
 
-    async def _entries(self, items: Sequence[Item], before: Sequence[Item], embedder: CachedEmbedder | None) -> list[Entry]:
-        return await entries_of(
-            items, before, words=self._words, embedder=embedder, preceding=self.preceding, share=self.preceding_share
-        )
+    async def _entries(self, line: Line, embedder: CachedEmbedder | None) -> list[Entry]:
+        share = self.preceding_share
+        return await entries_of(line, words=self._words, embedder=embedder, preceding=self.preceding, share=share)
 
     async def _begin(self) -> None:
         """Before anything is written: after a reset the documents are there, and an outside store has nothing of them."""
@@ -101,12 +100,12 @@ class StoringBlock(RecallOptions):
         if seqs is None and self.scope == "session":
             # The scope ends with its session; what is left in it would never be found again.
             session_uid = None
-        followers: list[tuple[Item, list[Item]]] = []
+        followers: list[Line] = []
         if self._embedder is not None and self.preceding and session_uid is not None and seqs is not None:
-            followers = await followers_of(self._store, scope, session_uid, seqs, self.preceding)
+            followers = await followers_of(self._store, scope, session_uid, seqs)
         await self._store.remove(scope, session_uid, seqs)
-        for item, preceding in followers:
-            await self._add([item], preceding)
+        for line in followers:
+            await self._add(line)
         if self._own:
             # The records of erased messages are gone already when the items are records.
             self.stored_items = await self._store.count(scope)
@@ -183,7 +182,7 @@ class StoringBlock(RecallOptions):
         for start in range(0, len(documents), TOGETHER):
             some = documents[start : start + TOGETHER]
             items = await asyncio.to_thread(passages_of, some, context.now, count=context.count, tokens=self.document_tokens)
-            await self._add(items, ())
+            await self._add(Line(items, range(len(items))))
             self.stored_items += len(items)
 
     async def _remove_documents(self, documents: Sequence[str] | None) -> int:
