@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,6 +18,8 @@ from memory_engine.frozen import check_text, freeze_json
 TOGETHER = 100
 """Documents that are cut and embedded together."""
 _PREFIX = "document:"
+_WRITTEN = 10_000
+"""Characters written before the event loop may do something else; each document counts as some."""
 _LONGEST_ID = 400
 
 Metadata = Mapping[str, Any] | Sequence[Mapping[str, Any]]
@@ -117,10 +120,16 @@ class Documents:
     def __init__(self, records: Records) -> None:
         self._records = records
 
-    def put(self, document: Document) -> None:
-        """Remember it, instead of one of the same id."""
-        # Shared: no session that ends takes it along.
-        self._records.put(f"{_PREFIX}{document.id}", {"text": document.text, "metadata": document.metadata}, shared=True)
+    async def put(self, documents: Iterable[Document]) -> None:
+        """Remember them, instead of those of the same ids."""
+        written = 0
+        for document in documents:
+            # Shared: no session that ends takes it along.
+            self._records.put(f"{_PREFIX}{document.id}", {"text": document.text, "metadata": document.metadata}, shared=True)
+            written += 200 + len(document.text)
+            if written > _WRITTEN:
+                written = 0
+                await asyncio.sleep(0)
 
     def delete(self, document: str) -> None:
         """Forget it."""

@@ -22,8 +22,8 @@ MOST_PRECEDING = 8
 """So many messages before an item may be embedded with it."""
 _TOGETHER = 400
 """So many messages around erased ones are read, embedded and stored together."""
-_LONG = 10_000
-"""Characters that take some milliseconds to count and to cut into words."""
+_LONG = 3_000
+"""Characters that take more than a millisecond to count and to cut into words."""
 _CONTEXT_CHARACTERS = 400
 """Of each message before an item so much is embedded with it: models read a few hundred tokens, the item comes last."""
 

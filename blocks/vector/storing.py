@@ -126,14 +126,13 @@ class StoringBlock(RecallOptions):
 
         :raises ValueError: a text is blank or no text, or metadata or an id cannot be stored; nothing was written.
         """
-        given = documents_of(texts, metadata)
+        given = await asyncio.to_thread(documents_of, texts, metadata)
         async with self.transaction():
             # Ids made here are new; of texts with the same id, the last one counts.
             await self._begin()
             await self._remove_documents(list(dict.fromkeys(one.id for one in given if one.metadata.get("id") is not None)))
             latest = {one.id: one for one in given}
-            for document in latest.values():
-                self._documents.put(document)
+            await self._documents.put(latest.values())
             await self._add_passages(list(latest.values()))
         return [one.id for one in given]
 
