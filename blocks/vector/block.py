@@ -21,15 +21,16 @@ from memory_engine.blocks.vector.shown import either, said_by
 from memory_engine.blocks.vector.store import Candidates, Item, Probe
 from memory_engine.blocks.vector.storing import StoringBlock
 from memory_engine.errors import BlockError
+from memory_engine.escaping import ROOT_TAG, escape
 
 __all__ = ["Hit", "Postprocessor", "VectorMemoryBlock"]
 
 _CANDIDATES = 200
 """How many items a store that does not look at all of them returns."""
+_ROOM = 2_000
+"""Tokens of a section whose block is asked without an engine."""
 _SMALL = 2_000
 """Up to so many candidates are scored and chosen on the event loop, in little more time than a thread takes to begin."""
-_WRAPPING = 16
-"""Tokens for the tags around a section."""
 
 
 class VectorMemoryBlock(StoringBlock):
@@ -135,11 +136,17 @@ class VectorMemoryBlock(StoringBlock):
             costs=costs_of(layout, context.count, context.now),
             shown=either(shown_by(context.shown, context.session_uid), said_by(context.shown_messages)),
         )
-        section = Section(layout, context.count)
+        section = Section(layout, self._cost)
         section.fill(items, filling, self._room())
         return section
 
+    def _cost(self, text: str) -> int:
+        """What a text costs as it is shown: escaped, within its tags."""
+        return self.context.count(f"<{self.name}>\n{escape(text, (self.name,))}\n</{self.name}>")
+
     def _room(self) -> int:
-        available = self.context.tokens_available
+        context = self.context
+        around = context.count(f"<{ROOT_TAG}>\n\n</{ROOT_TAG}>")
+        available = None if context.tokens_available is None else context.tokens_available - around
         limits = [limit for limit in (available, self.max_tokens) if limit is not None]
-        return max(0, min(limits) - _WRAPPING - self.context.count(self.name)) if limits else 2_000
+        return max(0, min(limits)) if limits else _ROOM
