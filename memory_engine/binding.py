@@ -22,6 +22,8 @@ from memory_engine.store import Lease, MessageRow, RecordRow, SessionRow, StateC
 Block = BaseMemoryBlock[Any]
 _MUCH_JSON = 65_536
 """Characters of JSON that are read off the event loop."""
+_MANY_RECORDS = 50
+"""More records than this are written as JSON off the event loop."""
 _MANY_MESSAGES = 500
 """So many messages are decoded off the event loop."""
 _IMMUTABLE = frozenset({type(None), bool, int, float, str, bytes})
@@ -129,6 +131,10 @@ def _as_messages(rows: Iterable[MessageRow]) -> list[tuple[int, ChatMessage]]:
     return [(row.seq, message_of(row)) for row in rows]
 
 
+def _as_rows(records: Iterable[Record]) -> tuple[RecordRow, ...]:
+    return tuple([RecordRow(r.key, json.dumps(r.data, separators=(",", ":")), r.blob, r.session_uid, r.seq) for r in records])
+
+
 def _as_records(rows: Iterable[RecordRow]) -> list[Record]:
     return [Record(r.key, json.loads(r.data), r.blob, r.session_uid, r.seq, r.version) for r in rows]
 
@@ -176,12 +182,18 @@ class ScopeBinding:
 
     def change(self) -> StateChange:
         """What the copy's fields and records add up to; raises `BlockStateError` for state that cannot be saved."""
+        return self._change(_as_rows(self._put()))
+
+    async def changed(self) -> StateChange:
+        """The same; many records do not hold up the event loop."""
+        put = self._put()
+        return self._change(await asyncio.to_thread(_as_rows, put) if len(put) > _MANY_RECORDS else _as_rows(put))
+
+    def _put(self) -> list[Record]:
+        return [record for record in self.records.written.values() if record is not None]
+
+    def _change(self, put: tuple[RecordRow, ...]) -> StateChange:
         assert self.block is not None
-        put = tuple(
-            RecordRow(r.key, json.dumps(r.data, separators=(",", ":")), r.blob, r.session_uid, r.seq)
-            for r in self.records.written.values()
-            if r is not None
-        )
         delete = tuple(key for key, record in self.records.written.items() if record is None)
         state = _changed_state(self.block, self.definition, self.saved)
         return StateChange(state, type(self.definition).state_version, put, delete, self.absorbing_again)
@@ -198,7 +210,7 @@ class ScopeBinding:
             self.records.writable = True
             async with kept(self.store, lease, self.session, self.lease):
                 yield
-            change = self.change()
+            change = await self.changed()
             written = await self.store.commit_change(lease, change, session=self.session)
             if written is None:
                 raise BlockError(

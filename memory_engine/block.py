@@ -301,6 +301,9 @@ class BaseMemoryBlock(BaseModel, Generic[T]):
     async def _aforget(self, session_uid: str | None, seqs: Sequence[int] | None) -> None:
         """Remove what was derived from these messages (None: from the whole session; no session: the whole scope).
 
+        After a reset it is called without any seqs in the scope of the session to come, if shared records went there: what
+        was made of them in an outside store was erased with the old scope, and is to be made anew.
+
         The engine itself deletes the records that carry their seqs. A block that does not override this but has
         absorbed such messages is rebuilt from those that remain.
         """

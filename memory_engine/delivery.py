@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from memory_engine.binding import Block, bind, can_forget, kept
+from memory_engine.binding import Block, ScopeBinding, bind, can_forget, kept
 from memory_engine.block import BlockContext, Erased
 from memory_engine.errors import BlockError, BlockTimeoutError, BlockUnavailableError, StoreError
 from memory_engine.guard import Interrupted, guarded
@@ -196,9 +196,9 @@ class DeliveryWorker:
         name = claim.lease.block
         started = time.perf_counter()
         try:
-            change = await self._absorb(claim, chunk)
+            binding = await self._absorb(claim, chunk)
             # What the block has done counts, also when the engine closes meanwhile: its model is not called twice for it.
-            done = await _to_the_end(self._store.commit_delivery(claim, chunk, change)) is not None
+            done = await _to_the_end(self._commit(claim, chunk, binding))
         except (Interrupted, asyncio.CancelledError) as error:
             if isinstance(error, asyncio.CancelledError):
                 raise
@@ -211,9 +211,14 @@ class DeliveryWorker:
         self._telemetry.delivered(name, time.perf_counter() - started, "done" if done else "overtaken")
         return done
 
-    async def _absorb(self, claim: Claim, chunk: Chunk) -> StateChange:
+    async def _commit(self, claim: Claim, chunk: Chunk, binding: ScopeBinding | None) -> bool:
+        change = StateChange() if binding is None else await binding.changed()
+        return await self._store.commit_delivery(claim, chunk, change) is not None
+
+    async def _absorb(self, claim: Claim, chunk: Chunk) -> ScopeBinding | None:
+        """The binding of a copy that absorbed the chunk; None if there was nothing left in it."""
         if not chunk.rows:
-            return StateChange()
+            return None
         definition = self._settings.definitions[claim.lease.block]
         context = self._context(claim, chunk)
         block, binding = bind(self._store, definition, context, chunk.state, session=claim.session, writable=True)
@@ -223,7 +228,7 @@ class DeliveryWorker:
                 await self._leased(claim, block._aput(messages), f"Block {definition.name!r}: _aput")
         finally:
             self._used(definition.name, context)
-        return binding.change()
+        return binding
 
     def _used(self, name: str, context: BlockContext) -> None:
         # Calls are paid for also when the delivery fails in the end.
@@ -308,7 +313,7 @@ class DeliveryWorker:
         try:
             block, binding = bind(self._store, definition, context, claim.state, session=None, writable=True)
             await self._leased(claim, block._aforget(erasure.session_uid, erasure.seqs), f"Block {definition.name!r}: _aforget")
-            await self._store.commit_erasure(claim, binding.change(), rebuild=False)
+            await self._store.commit_erasure(claim, await binding.changed(), rebuild=False)
         except Exception as error:  # noqa: BLE001 - as for deliveries; an erasure is never given up
             log.warning("block %r could not forget yet: %s", definition.name, describe(error))
             await _to_the_end(self._store.fail_erasure(claim, describe(error), retry_in=limits.first_retry))

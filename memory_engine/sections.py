@@ -26,7 +26,7 @@ from memory_engine.messages import (
     TextBlock,
     VideoBlock,
 )
-from memory_engine.render import Section, as_history, render, render_section
+from memory_engine.render import Section, as_history, escape_sections, render, render_section
 from memory_engine.session import Core, Session
 from memory_engine.store import Cursor, SessionRow, Snapshot, StateRow
 from memory_engine.tokens import TokenCounter
@@ -200,7 +200,9 @@ class Sections:
         for _ in range(10):
             if (size := self._size(read)) <= limit:
                 return
-            await self.cut(read.name, size - limit, f"max_tokens is {limit}")
+            # Blocks cut what they gave; asked for all that escaping adds to it as well, they may have nothing left.
+            given = self._size(read, escaped=False)
+            await self.cut(read.name, (given if given > limit else size) - limit, f"max_tokens is {limit}")
         if self._size(read) > limit:
             read.leave_out(f"left out: max_tokens is {limit}, and its atruncate did not free enough")
 
@@ -258,12 +260,14 @@ class Sections:
         media = any(_is_media(item) for item in read.items)
         return max(1, tokens + media_cost(counter, read.items)) if text or media else 0
 
-    def _size(self, read: SectionRead) -> int:
+    def _size(self, read: SectionRead, *, escaped: bool = True) -> int:
+        """What the content costs as it is shown, without the tags around it; or as it was given."""
         counter = self._core.counter
         if read.messages:
             return sum(counter.message(message) for message in read.messages)
-        texts = "\n".join(item.text for item in read.items if isinstance(item, TextBlock))
-        return counter.text(texts) + media_cost(counter, read.items)
+        section = Section(read.name, read.items)
+        shown = escape_sections((section,), tags=self._core.definitions) if escaped else (section,)
+        return counter.text("\n".join(one.text for one in shown)) + media_cost(counter, read.items)
 
 
 def _is_media(item: ContentBlock) -> bool:

@@ -266,7 +266,10 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Erasure:
-    """A durable order to forget: `seqs` of a session, or with None all of it; with `session_uid` None the whole scope."""
+    """A durable order to forget: `seqs` of a session, or with None all of it; with `session_uid` None the whole scope.
+
+    Without any seqs it erases nothing: it tells a block that its shared records are in a new scope, after a reset.
+    """
 
     id: int
     tenant: str
@@ -423,7 +426,8 @@ class Store(Protocol):
     async def reset(self, session: SessionRow, spec: SessionSpec) -> SessionRow:
         """Delete the session's messages, flushes, cursors, parked chunks, session-scoped state and records, and the
         records of wider scopes that came from it. The row stays with a new uid and a greater epoch; seqs go on. Records of
-        the session's own scope that came from no session (`shared`) stay, in the scope of the new uid.
+        the session's own scope that came from no session (`shared`) stay, in the scope of the new uid, whose blocks are
+        told so by an erasure without seqs.
         """
 
     async def delete_session(self, tenant: str, session_id: str) -> bool:
@@ -525,7 +529,7 @@ class Store(Protocol):
         """How many records a block has in a scope."""
 
     async def pending_erasures(self, scope_key: str, block: str) -> tuple[Erasure, ...]:
-        """Erasures of a pair that are not carried out yet, for readers that must filter meanwhile."""
+        """Erasures of a pair that are not carried out yet, for readers that must filter meanwhile; none without seqs."""
 
 
 class TokenizerChanged(Exception):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib import import_module
@@ -19,9 +20,18 @@ if TYPE_CHECKING:
 
     Vectors = Sequence[Sequence[float]] | NDArray[np.floating[Any]]
 
+log = logging.getLogger("memory_engine.blocks.embedders")
+
 BATCH_SIZE = 64
 LARGE = 50_000
 """Numbers that are converted in another thread, because it takes milliseconds."""
+
+_WARNED: set[str] = set()
+"""Identities that a warning was given about."""
+
+
+class DimensionError(BlockResultError):
+    """Vectors have another length than those before them: the model is another one, whatever its name."""
 
 
 @runtime_checkable
@@ -59,6 +69,8 @@ class CachedEmbedder:
             raise ConfigurationError(f"batch_size is a number of texts, at least 1, not {size!r}.")
         self._model = model
         self._identity = identity or getattr(model, "identity", None) or _name(model)
+        if not identity:
+            _warn_of(self._identity)
         self._batch_size = size
         self._worker = Worker("embedder")
         self._query: Callable[[str], Any] | None = getattr(model, "embed_query", None)
@@ -93,7 +105,8 @@ class CachedEmbedder:
         """One row per text, of unit length; a vector of zeros stays one.
 
         :raises BlockUnavailableError: when the service does not answer, or not now.
-        :raises BlockResultError: for a result that is not one vector of finite numbers per text, all of one length.
+        :raises BlockResultError: for a result that is not one vector of finite numbers per text, all of one length
+            (`DimensionError`: of another length than before).
         :raises BlockError: for any other failure.
         """
         import numpy as np
@@ -144,7 +157,7 @@ class CachedEmbedder:
         if self._dimension is None:
             self._dimension = dimension
         if dimension != self._dimension:
-            raise BlockResultError(
+            raise DimensionError(
                 f"The embedder {self._identity} returned vectors of {dimension} numbers, before they had {self._dimension}. "
                 "Use one model, with an `identity` of its own, per block."
             )
@@ -241,6 +254,17 @@ def _clean(text: str) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text
+
+
+def _warn_of(identity: str) -> None:
+    """Say once that functions made in the same place look alike, whatever model they ask."""
+    if ("<locals>" in identity or "<lambda>" in identity) and identity not in _WARNED:
+        _WARNED.add(identity)
+        log.warning(
+            "the embedder %s is a function that others may share their name with: a change of its model would not be noticed, "
+            'and vectors of two models be mixed. Name the model: CachedEmbedder(function, identity="...")',
+            identity,
+        )
 
 
 def _is_async(function: Any) -> bool:

@@ -3,45 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from pydantic import PrivateAttr
 
 from memory_engine import ChatMessage, ContentBlock
-from memory_engine.blocks.embedders.protocol import CachedEmbedder
-from memory_engine.blocks.vector.documents import TOGETHER, Document, Documents, documents_of, passages_of
-from memory_engine.blocks.vector.entries import entries_of, followers_of, off_loop, preceding_items
-from memory_engine.blocks.vector.held import Held
-from memory_engine.blocks.vector.hits import Hit, Postprocessor, best_hits, choice_of, through
-from memory_engine.blocks.vector.options import RecallOptions
+from memory_engine.blocks.embedders.protocol import DimensionError
+from memory_engine.blocks.vector.hits import Asked, Hit, Postprocessor, best_hits, choice_of, question_of, through
 from memory_engine.blocks.vector.query import Query, probe_words, query_of
 from memory_engine.blocks.vector.ranking import NO_FLOOR, Ranking, rank
-from memory_engine.blocks.vector.records import RecordsVectorStore
 from memory_engine.blocks.vector.section import Section, costs_of, shown_by
 from memory_engine.blocks.vector.selection import Filling
 from memory_engine.blocks.vector.shown import either, said_by
-from memory_engine.blocks.vector.store import Candidates, Entry, Item, Probe, Scope, VectorStore
-from memory_engine.blocks.vector.transcript import message_items, splitter
+from memory_engine.blocks.vector.store import Candidates, Item, Probe
+from memory_engine.blocks.vector.storing import StoringBlock
 from memory_engine.errors import BlockError
+from memory_engine.escaping import ROOT_TAG, escape
 
 __all__ = ["Hit", "Postprocessor", "VectorMemoryBlock"]
 
-log = logging.getLogger("memory_engine.blocks.vector")
-
-_RECORDS = RecordsVectorStore()
-"""The default store: one cache of a process, whatever the number of blocks."""
 _CANDIDATES = 200
 """How many items a store that does not look at all of them returns."""
+_ROOM = 2_000
+"""Tokens of a section whose block is asked without an engine."""
 _SMALL = 2_000
 """Up to so many candidates are scored and chosen on the event loop, in little more time than a thread takes to begin."""
-_WRAPPING = 16
-"""Tokens for the tags around a section."""
 
 
-class VectorMemoryBlock(RecallOptions):
+class VectorMemoryBlock(StoringBlock):
     """Brings back the stored messages that bear on the question, as they were said, as many as the room holds.
 
     Without `embed_model` items are found by their words (BM25); with one by words and vectors together. The names of the
@@ -52,84 +44,7 @@ class VectorMemoryBlock(RecallOptions):
     `search()`, `add_documents()`, `remove_documents()` and `rebuild()`.
     """
 
-    stored_items: int = 0
-    """State: how many items the store should hold."""
-    stored_model: str | None = None
-    """State: the identity of the model that the stored vectors are of."""
-
     _section: Section | None = PrivateAttr(default=None)
-
-    # -- absorbing -------------------------------------------------------------------------------------------
-
-    async def _aput(self, messages: list[ChatMessage]) -> None:
-        context = self.context
-        items = await off_loop(
-            sum(len(message.content) for message in messages),
-            message_items,
-            messages,
-            context.seqs,
-            session_uid=context.session_uid,
-            session_id=context.session_id,
-            count=context.count,
-            item_tokens=self.item_tokens,
-            split=splitter(self.item_tokens, context.count),
-        )
-        if not items:
-            return
-        scope, first = self._scope(), context.seqs[0]
-        if not self._own and not self.stored_items:
-            await self._begin()
-        before: Sequence[Item] = ()
-        if self._embedder is not None and self.preceding:
-            before = await preceding_items(self._store, scope, context.session_uid, first)
-        await self._store.add(scope, await self._entries(items, before))
-        if not self._own:
-            self._held.add(context.session_uid, first, items)
-        self.stored_items += len(items)
-
-    async def _entries(self, items: Sequence[Item], before: Sequence[Item]) -> list[Entry]:
-        return await entries_of(
-            items,
-            before,
-            words=self._words,
-            embedder=await self._comparable(),
-            preceding=self.preceding,
-            share=self.preceding_share,
-        )
-
-    async def _begin(self) -> None:
-        """What an outside store needs when it has nothing of the scope: after a reset the documents are there without it."""
-        if self.scope == "session":
-            await self._held.clear()
-        await self._add_passages(await self._documents.all())
-
-    async def _comparable(self) -> CachedEmbedder | None:
-        """The embedder, if its vectors may be added: until a `rebuild()` not to those of another one."""
-        embedder = self._embedder
-        if embedder is None:
-            return None
-        if self.stored_model in (None, embedder.identity) or await self._store.count(self._scope()) == 0:
-            self.stored_model = embedder.identity
-            return embedder
-        return None
-
-    async def _aforget(self, session_uid: str | None, seqs: Sequence[int] | None) -> None:
-        scope = self._scope()
-        if seqs is None and self.scope == "session":
-            # The scope ends with its session; what is left in it would never be found again.
-            session_uid = None
-        followers: list[tuple[Item, list[Item]]] = []
-        if self._embedder is not None and self.preceding and session_uid is not None and seqs is not None:
-            followers = await followers_of(self._store, scope, session_uid, seqs, self.preceding)
-        await self._store.remove(scope, session_uid, seqs)
-        for item, preceding in followers:
-            await self._store.add(scope, await self._entries([item], preceding))
-        if self._own:
-            # The records of erased messages are gone already when the items are records.
-            self.stored_items = await self._store.count(scope)
-        else:
-            struck = await self._held.strike(session_uid, seqs)
-            self.stored_items = max(0, self.stored_items - struck)
 
     # -- recalling -------------------------------------------------------------------------------------------
 
@@ -158,21 +73,34 @@ class VectorMemoryBlock(RecallOptions):
         section.drop(tokens_to_truncate)
         return section.blocks() or None
 
-    async def search(self, query: str, *, limit: int = 10) -> list[Hit]:
-        """The best hits for a question, best first, whatever the floor says; for looking, tools and tests."""
-        if not query.strip():
+    async def search(self, query: Asked, *, limit: int = 10) -> list[Hit]:
+        """The best hits for a question, best first, whatever the floor says; for looking, tools and tests.
+
+        :raises ValueError: the question is neither text nor messages, or the limit is no number of hits.
+        """
+        question = question_of(query)
+        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
+            raise ValueError(f"limit is a number of hits, 0 or more, not {limit!r:.80}")
+        if not question.strip() or not limit:
             return []
-        candidates, ranking = await self._ranked([(query, 1.0)])
-        return await through(self.postprocessors, query, best_hits(candidates, ranking, limit))
+        candidates, ranking = await self._ranked([(question, 1.0)])
+        return await through(self.postprocessors, question, best_hits(candidates, ranking, limit))
 
     async def _ranked(self, query: Query) -> tuple[Candidates, Ranking]:
         probe = Probe(probe_words(query, self._words), await self._query_vector(query[0][0]))
         scope = self._scope()
-        candidates = await self._store.search(scope, probe, limit=_CANDIDATES)
+        try:
+            candidates = await self._store.search(scope, probe, limit=_CANDIDATES)
+        except DimensionError as error:
+            self._note(f"words alone are compared: {error}")
+            candidates = await self._store.search(scope, replace(probe, vector=None), limit=_CANDIDATES)
         if candidates.total < self.stored_items and not scope.erasing:
             self._note(
                 f"the vector store holds {candidates.total} of {self.stored_items} items; call rebuild() on the bound block"
             )
+        elif not candidates.total and not self._own and await self._documents.any():
+            # After a reset, until the erasure of what was before has come by.
+            self._note("the documents wait to be stored again; rebuild() on the bound block stores them at once")
         ages = None
         if self.weights.half_life is not None:
             now = self.context.now
@@ -197,10 +125,6 @@ class VectorMemoryBlock(RecallOptions):
             self._note(f"the query could not be embedded ({str(error) or 'too slow'}): words alone were compared")
             return None
 
-    def _note(self, note: str) -> None:
-        self.context.notes.append(note)
-        log.warning("block %r: %s", self.name, note)
-
     def _filled(self, items: Sequence[Item], scores: Any, least: float) -> Section:
         context, layout = self.context, self._layout
         filling = Filling(
@@ -212,119 +136,17 @@ class VectorMemoryBlock(RecallOptions):
             costs=costs_of(layout, context.count, context.now),
             shown=either(shown_by(context.shown, context.session_uid), said_by(context.shown_messages)),
         )
-        section = Section(layout, context.count)
+        section = Section(layout, self._cost)
         section.fill(items, filling, self._room())
         return section
 
+    def _cost(self, text: str) -> int:
+        """What a text costs as it is shown: escaped, within its tags."""
+        return self.context.count(f"<{self.name}>\n{escape(text, (self.name,))}\n</{self.name}>")
+
     def _room(self) -> int:
-        available = self.context.tokens_available
+        context = self.context
+        around = context.count(f"<{ROOT_TAG}>\n\n</{ROOT_TAG}>")
+        available = None if context.tokens_available is None else context.tokens_available - around
         limits = [limit for limit in (available, self.max_tokens) if limit is not None]
-        return max(0, min(limits) - _WRAPPING - self.context.count(self.name)) if limits else 2_000
-
-    # -- knowledge -------------------------------------------------------------------------------------------
-
-    async def add_documents(
-        self, texts: Sequence[str], metadata: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None
-    ) -> list[str]:
-        """Remember texts that are no conversation; returns their ids, for `remove_documents`.
-
-        They are cut into passages of `document_tokens` and found like messages. No flush and no erasing of messages or
-        sessions touches them; in a block of scope "session" they go with their session. `metadata` is one JSON object for
-        all texts or one for each; its `id`, a text or a whole number, makes adding a text again replace it.
-
-        :raises ValueError: a text is blank or no text, or metadata or an id cannot be stored; nothing was written.
-        """
-        given = documents_of(texts, metadata)
-        async with self.transaction():
-            # Ids made here are new; of texts with the same id, the last one counts.
-            await self._remove_documents(list(dict.fromkeys(one.id for one in given if one.metadata.get("id") is not None)))
-            latest = {one.id: one for one in given}
-            for document in latest.values():
-                self._documents.put(document)
-            await self._add_passages(list(latest.values()))
-        return [one.id for one in given]
-
-    async def remove_documents(self, documents: Sequence[str] | None = None) -> int:
-        """Forget documents by id, None: all of them. Returns how many there were."""
-        async with self.transaction():
-            return await self._remove_documents(documents)
-
-    async def rebuild(self) -> None:
-        """Store everything of this scope anew: for a store that was lost or restored, or another embedding model.
-
-        Meanwhile what is stored goes on being found, by words alone if the model is another. It returns when the deliveries
-        are due; `drain()` waits for them. What an old backup brought back of erased messages is removed.
-
-        :raises BlockError: the store cannot take vectors of this dimension; nothing was changed.
-        """
-        async with self.transaction():
-            dimension = None if self._embedder is None else len((await self._embedder.embed([self.name]))[0])
-            same = self._embedder is None or self.stored_model in (None, self._embedder.identity)
-            await self._store.renew(self._scope(), dimension=dimension, same_model=same, keep=await self._expected())
-            await self._held.clear()
-            self.stored_items = 0
-            self.stored_model = self._embedder.identity if self._embedder else None
-            await self._add_passages(await self._documents.all())
-            self._bound().absorb_again(keep_fields=True)
-
-    async def _expected(self) -> Callable[[Item], bool]:
-        """Whether an item should be in an outside store, by what was committed."""
-        if self._own:
-            return lambda item: True
-        spans, documents = await self._held.spans(), set(await self._documents.ids())
-
-        def expected(item: Item) -> bool:
-            if item.kind == "document":
-                return item.document in documents
-            return (item.seq, item.last_seq) in spans.get(item.session_uid or "", ())
-
-        return expected
-
-    async def _add_passages(self, documents: Sequence[Document]) -> None:
-        context = self.context
-        for start in range(0, len(documents), TOGETHER):
-            some = documents[start : start + TOGETHER]
-            items = await asyncio.to_thread(passages_of, some, context.now, count=context.count, tokens=self.document_tokens)
-            await self._store.add(self._scope(), await self._entries(items, ()))
-            self.stored_items += len(items)
-
-    async def _remove_documents(self, documents: Sequence[str] | None) -> int:
-        known = await self._documents.ids(documents)
-        if known:
-            removed = await self._store.remove_documents(self._scope(), None if documents is None else known)
-            self.stored_items = max(0, self.stored_items - removed)
-        for document in known:
-            self._documents.delete(document)
-        return len(known)
-
-    # -- helpers ---------------------------------------------------------------------------------------------
-
-    @property
-    def _store(self) -> VectorStore:
-        store: VectorStore = _RECORDS if self.vector_store is None else self.vector_store
-        return store
-
-    @property
-    def _own(self) -> bool:
-        """Whether items are committed together with the cursor, so that they cannot be lost by themselves."""
-        return isinstance(self._store, RecordsVectorStore)
-
-    @property
-    def _held(self) -> Held:
-        return Held(self.records)
-
-    @property
-    def _documents(self) -> Documents:
-        return Documents(self.records)
-
-    def _scope(self) -> Scope:
-        context = self.context
-        return Scope(
-            tenant=context.tenant,
-            key=context.scope_key,
-            block=self.name,
-            records=self.records,
-            version=context.state_version,
-            deleted_version=context.deleted_version,
-            erasing=context.erasing,
-        )
+        return max(0, min(limits)) if limits else _ROOM

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 
 from memory_engine.blocks.embedders.protocol import CachedEmbedder
+from memory_engine.blocks.vector.erased import last_seq_of
 from memory_engine.blocks.vector.store import Entry, Item, Scope, VectorStore, follows
 from memory_engine.blocks.vector.transcript import spoken
 from memory_engine.blocks.vector.words import Words
@@ -17,8 +20,10 @@ T = TypeVar("T")
 
 MOST_PRECEDING = 8
 """So many messages before an item may be embedded with it."""
-_LONG = 10_000
-"""Characters that take some milliseconds to count and to cut into words."""
+_TOGETHER = 400
+"""So many messages around erased ones are read, embedded and stored together."""
+_LONG = 3_000
+"""Characters that take more than a millisecond to count and to cut into words."""
 _CONTEXT_CHARACTERS = 400
 """Of each message before an item so much is embedded with it: models read a few hundred tokens, the item comes last."""
 
@@ -30,22 +35,22 @@ async def off_loop(characters: int, work: Callable[..., T], /, *args: Any, **kwa
     return await asyncio.to_thread(work, *args, **kwargs)
 
 
-async def entries_of(
-    items: Sequence[Item],
-    before: Sequence[Item],
-    *,
-    words: Words,
-    embedder: CachedEmbedder | None,
-    preceding: int,
-    share: float,
-) -> list[Entry]:
-    """Items with their words and vectors; `before` are those that precede the first, `share` is that of what precedes."""
+@dataclass(frozen=True, slots=True)
+class Line:
+    """Items as they follow one another, and the places of those that entries are made for."""
+
+    items: Sequence[Item]
+    places: Sequence[int]
+
+
+async def entries_of(line: Line, *, words: Words, embedder: CachedEmbedder | None, preceding: int, share: float) -> list[Entry]:
+    """Items with their words and vectors; `share` is the share of what precedes."""
+    items = [line.items[place] for place in line.places]
     alone = [spoken(item) for item in items]
     counts = await off_loop(sum(map(len, alone)), lambda: [words.count(text) for text in alone])
     if embedder is None:
         return [Entry(item, count) for item, count in zip(items, counts, strict=True)]
-    line = [*before, *items]
-    within = [_with_preceding(line, index, preceding) for index in range(len(before), len(line))]
+    within = [_with_preceding(line.items, place, preceding) for place in line.places]
     # One call for all texts of a flush.
     texts = list(dict.fromkeys([*alone, *within]))
     rows = dict(zip(texts, await embedder.embed(texts), strict=True))
@@ -58,20 +63,39 @@ async def preceding_items(store: VectorStore, scope: Scope, session_uid: str, se
     return await store.items(scope, session_uid, max(0, seq - MOST_PRECEDING), seq - 1)
 
 
-async def followers_of(
-    store: VectorStore, scope: Scope, session_uid: str, seqs: Sequence[int], preceding: int
-) -> list[tuple[Item, list[Item]]]:
-    """Items whose vectors were made with an erased message before them, and what precedes them without it."""
-    gone, found = set(seqs), {}
-    for seq in sorted(gone):
-        for item in await store.items(scope, session_uid, max(0, seq - MOST_PRECEDING), seq + MOST_PRECEDING):
-            found[item.key] = item
-    line = [item for key, item in sorted(found.items()) if gone.isdisjoint(range(item.seq or 0, (item.last_seq or 0) + 1))]
-    touched = []
-    for index, item in enumerate(line):
-        if any(0 < (item.seq or 0) - seq <= MOST_PRECEDING for seq in gone):
-            touched.append((item, line[max(0, index - preceding) : index]))
-    return touched
+async def followers_of(store: VectorStore, scope: Scope, session_uid: str, seqs: Sequence[int]) -> list[Line]:
+    """Items whose vectors were made with an erased message before them, in lines without what is erased.
+
+    What is near to one another is read together, up to `_TOGETHER` messages, and is to be embedded together.
+    """
+    gone = sorted(set(seqs))
+    erased = frozenset(gone)
+    lines = []
+    for low, high in _near(gone):
+        found = await store.items(scope, session_uid, max(0, low - MOST_PRECEDING), high)
+        items = [item for item in found if erased.isdisjoint(range(item.seq or 0, last_seq_of(item) + 1))]
+        places = [place for place, item in enumerate(items) if low <= (item.seq or 0) and _follows_any(item.seq or 0, gone)]
+        if places:
+            lines.append(Line(items, places))
+    return lines
+
+
+def _near(gone: Sequence[int]) -> list[tuple[int, int]]:
+    """Ranges of seqs whose items may have been embedded with an erased message; none is in two of them."""
+    ranges: list[tuple[int, int]] = []
+    for seq in gone:
+        low, high = ranges[-1] if ranges else (0, -1)
+        if seq <= high and high - low < _TOGETHER:
+            ranges[-1] = (low, seq + MOST_PRECEDING)
+        else:
+            ranges.append((max(seq, high + 1), seq + MOST_PRECEDING))
+    return ranges
+
+
+def _follows_any(seq: int, gone: Sequence[int]) -> bool:
+    """Whether one of these comes at most `MOST_PRECEDING` before that seq."""
+    place = bisect_left(gone, seq) - 1
+    return place >= 0 and seq - gone[place] <= MOST_PRECEDING
 
 
 def _with_preceding(line: Sequence[Item], index: int, preceding: int) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from memory_engine.blocks.vector.ranking import Ranking
 from memory_engine.blocks.vector.store import Candidates, Item
 from memory_engine.errors import BlockResultError
+from memory_engine.messages import ChatMessage, coerce
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,24 @@ class Hit:
 
 Postprocessor = Callable[[str, list[Hit]], "Iterable[Hit] | Awaitable[Iterable[Hit]]"]
 """What it returns is what is shown, best first; or what the next one gets."""
+
+
+Asked = str | ChatMessage | Mapping[str, Any] | Sequence["str | ChatMessage | Mapping[str, Any]"]
+"""What `get` takes as a query."""
+
+
+def question_of(query: Asked) -> str:
+    """The text of a query.
+
+    :raises ValueError: it is neither a text, nor a message, nor a list of them.
+    """
+    if isinstance(query, str):
+        return query
+    parts = [query] if isinstance(query, ChatMessage | Mapping) else query
+    if not isinstance(parts, Sequence) or isinstance(parts, bytes):
+        raise ValueError(f"a query is a text, a message or a list of them, not {type(query).__name__}")
+    texts = [part if isinstance(part, str) else coerce(part).content for part in parts]
+    return "\n".join(text for text in texts if text.strip())
 
 
 def best_hits(candidates: Candidates, ranking: Ranking, limit: int) -> list[Hit]:

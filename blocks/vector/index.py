@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memory_engine.block import Erased, Record
+from memory_engine.blocks.embedders.protocol import DimensionError
 from memory_engine.blocks.vector.erased import by_session, is_erased, last_seq_of
 from memory_engine.blocks.vector.rows import NO_BLOB, hash_of, item_of, unit, unpack
 from memory_engine.blocks.vector.store import GAP, PAUSE, Candidates, Item, Probe, Vector
-from memory_engine.errors import BlockError
 
 
 class Index:
@@ -122,9 +122,9 @@ class Index:
             return None
         wanted = unit(vector)
         if len(wanted) != self._vectors.shape[1]:
-            raise BlockError(
+            raise DimensionError(
                 f"The query has a vector of dimension {len(wanted)}, the items have {self._vectors.shape[1]}. After a change "
-                "of the embedding model call `rebuild()` on the bound block."
+                "of the embedding model give it an `identity` of its own and call `rebuild()` on the bound block."
             )
         known = self._vectors[: len(self._items)]
         # Not `@`: its threads wait for one another, three times as long as this takes where the cores are busy.

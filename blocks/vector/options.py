@@ -16,7 +16,14 @@ from memory_engine.blocks.vector.entries import MOST_PRECEDING
 from memory_engine.blocks.vector.layout import Layout
 from memory_engine.blocks.vector.ranking import Floor, Weights
 from memory_engine.blocks.vector.store import VectorStore
-from memory_engine.blocks.vector.templates import BARE, DOCUMENT_FIELDS, MESSAGE_FIELDS, PLAIN, checked_template
+from memory_engine.blocks.vector.templates import (
+    BARE,
+    DOCUMENT_FIELDS,
+    MESSAGE_FIELDS,
+    PLAIN,
+    checked_template,
+    checked_time_format,
+)
 from memory_engine.blocks.vector.words import Words
 from memory_engine.errors import BlockStateError
 
@@ -62,7 +69,7 @@ class RecallOptions(BaseMemoryBlock[list[ContentBlock]]):
     """A strftime format, written above the items of one time; "" for none."""
     time_zone: str | None = None
     """The IANA name of the zone in which times are shown, such as "Europe/Berlin"; None: UTC, as they are stored."""
-    time_resolution: float = Field(default=600.0, gt=0)
+    time_resolution: float = Field(default=600.0, gt=0, allow_inf_nan=False)
     """Seconds within which items share one time."""
     language: str = "english"
     """Of the words: a language with a Snowball stemmer ("german", "de" …), or "none"."""
@@ -80,8 +87,9 @@ class RecallOptions(BaseMemoryBlock[list[ContentBlock]]):
     """Messages above it become several items."""
     document_tokens: int = Field(default=256, gt=0)
     """Passages of documents are that long at most."""
-    embed_timeout: float = Field(default=5.0, gt=0)
-    """Seconds that `get` waits for the vector of a query before it goes on with words alone."""
+    embed_timeout: float = Field(default=1.5, gt=0, allow_inf_nan=False)
+    """Seconds that `get` waits for the vector of a query before it goes on with words alone; less than `Limits(get=...)`,
+    which leaves the whole section out."""
 
     _embedder: CachedEmbedder | None = PrivateAttr(default=None)
 
@@ -120,6 +128,20 @@ class RecallOptions(BaseMemoryBlock[list[ContentBlock]]):
     @classmethod
     def _check_document_template(cls, value: str) -> str:
         return checked_template(value, DOCUMENT_FIELDS, "document_template")
+
+    @field_validator("time_format")
+    @classmethod
+    def _check_time_format(cls, value: str) -> str:
+        return checked_time_format(value)
+
+    @field_validator("floor", mode="before")
+    @classmethod
+    def _check_floor(cls, value: Any) -> Any:
+        if isinstance(value, bool | int | float | str):
+            raise ValueError(
+                f"floor has several thresholds: floor=Floor(single={_share(value)}), or None for no floor, not {value!r}"
+            )
+        return value
 
     @field_validator("time_zone")
     @classmethod
@@ -189,6 +211,11 @@ class RecallOptions(BaseMemoryBlock[list[ContentBlock]]):
     def __setstate__(self, state: dict[Any, Any]) -> None:
         super().__setstate__(state)
         self._equip()
+
+
+def _share(value: object) -> float:
+    """What somebody who gave one number for a floor may have meant."""
+    return value if isinstance(value, float) and 0 <= value <= 1 else 0.45
 
 
 @lru_cache(maxsize=32)

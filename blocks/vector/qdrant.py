@@ -7,11 +7,12 @@ in a store that sees everything, whatever index the collection has.
 from __future__ import annotations
 
 import asyncio
-import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from memory_engine.blocks.vector.qdrant_errors import MissingError, judge, told
+from memory_engine.blocks.vector.qdrant_calls import Calls
+from memory_engine.blocks.vector.qdrant_errors import MissingError
 from memory_engine.blocks.vector.qdrant_filters import (
     MOST_CONDITIONS,
     among,
@@ -50,8 +51,10 @@ if TYPE_CHECKING:
 __all__ = ["AVERAGE_WORDS", "K1", "B", "QdrantVectorStore", "point_id", "word_index"]
 
 _MOST_AROUND = 512
-_LONGEST_WAIT = 5.0
 _PAGE = 256
+
+
+Call = Callable[..., Awaitable[Any]]
 
 
 class QdrantVectorStore:
@@ -59,7 +62,8 @@ class QdrantVectorStore:
 
     The collection is made on first use, with vectors if the first entries have them; `create` is handed to
     `create_collection` then (shards, replicas, `on_disk_payload`). Blocks with and without an embedder, or with embedders of
-    different dimensions, need collections of their own. Failed calls are repeated `retries` times with growing waits.
+    different dimensions, need collections of their own. Failed calls are repeated `retries` times with growing waits, but
+    those of a search are not, and for 5 seconds (of `clock`) after a failure a search asks nothing: an agent waits for it.
 
     Qdrant's local mode searches in Python, on the event loop, through all points: it is for tests and small data. Close the
     client yourself.
@@ -80,6 +84,7 @@ class QdrantVectorStore:
         retries: int = 3,
         backoff: float = 0.2,
         create: Mapping[str, Any] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         client_models()
         from qdrant_client import QdrantClient
@@ -98,8 +103,7 @@ class QdrantVectorStore:
         self.sparse_name = sparse_name
         self._batch_size = batch_size
         self._neighbours_of = neighbours_of
-        self._retries = retries
-        self._backoff = backoff
+        self._calls = Calls(client, collection, retries=retries, backoff=backoff, clock=clock, forget=self._forget)
         self._create = dict(create or {})
         self._known: CollectionLayout | None = None
         self._making = asyncio.Lock()
@@ -117,10 +121,10 @@ class QdrantVectorStore:
             await self._ready(dimension)
             points = await asyncio.to_thread(points_of, scope, batch, self.dense_name, self.sparse_name)
             try:
-                await self._call("upsert", points=points, wait=True)
+                await self._calls.patient("upsert", points=points, wait=True)
             except MissingError:  # deleted since we looked
                 await self._ready(dimension)
-                await self._call("upsert", points=points, wait=True)
+                await self._calls.patient("upsert", points=points, wait=True)
 
     async def search(self, scope: Scope, probe: Probe, *, limit: int) -> Candidates:
         """The best `limit` by vector, the best `limit` by words, and what surrounds the best of both."""
@@ -138,7 +142,7 @@ class QdrantVectorStore:
         after: Any = None
         while True:
             try:
-                points, after = await self._call(
+                points, after = await self._calls.patient(
                     "scroll", scroll_filter=within, limit=_PAGE, offset=after, with_payload=True, with_vectors=False
                 )
             except MissingError:
@@ -181,7 +185,7 @@ class QdrantVectorStore:
         try:
             if layout.dimension is not None and not same_model:
                 everything = client_models().FilterSelector(filter=self._filter(scope))
-                await self._call("delete_vectors", vectors=[self.dense_name], points=everything, wait=True)
+                await self._calls.patient("delete_vectors", vectors=[self.dense_name], points=everything, wait=True)
             await self._prune(scope, keep)
         except MissingError:
             return
@@ -190,19 +194,20 @@ class QdrantVectorStore:
         within = self._filter(scope)
         after: Any = None
         while True:
-            points, after = await self._call(
+            points, after = await self._calls.patient(
                 "scroll", scroll_filter=within, limit=_PAGE, offset=after, with_payload=True, with_vectors=False
             )
             gone = [point.id for point in points if not keep(item_of(point.payload))]
             if gone:
-                await self._call("delete", points_selector=client_models().PointIdsList(points=gone), wait=True)
+                await self._calls.patient("delete", points_selector=client_models().PointIdsList(points=gone), wait=True)
             if after is None:
                 return
 
     # -- searching -------------------------------------------------------------------------------------------
 
     async def _search(self, scope: Scope, probe: Probe, limit: int) -> Candidates:
-        layout = await self._layout()
+        self._calls.hurry()
+        layout = await self._layout(self._calls.quick)
         if layout is None:
             return candidates_of([], [], probe, probe.vector, limit, 0)
         # A block that got its embedder later still finds by words; `add` is where it is told.
@@ -214,11 +219,11 @@ class QdrantVectorStore:
             return candidates_of([], [], probe, vector, limit, 0)
         visible = self._filter(scope, must_not=hidden(scope.erasing))
         if not prefetch:
-            return candidates_of([], [], probe, vector, limit, await self._count(visible))
+            return candidates_of([], [], probe, vector, limit, await self._count(visible, self._calls.quick))
         models = client_models()
         named = [self.sparse_name] if vector is None else [self.dense_name, self.sparse_name]
         both: tuple[Any, Any] = await asyncio.gather(
-            self._call(
+            self._calls.quick(
                 "query_points",
                 prefetch=prefetch,
                 query=models.FusionQuery(fusion=models.Fusion.RRF),
@@ -226,7 +231,7 @@ class QdrantVectorStore:
                 with_payload=True,
                 with_vectors=named,
             ),
-            self._count(visible),
+            self._count(visible, self._calls.quick),
             return_exceptions=True,  # the other call must not go on alone
         )
         for one in both:
@@ -256,7 +261,9 @@ class QdrantVectorStore:
         if not near:
             return []
         visible = self._filter(scope, should=near, must_not=hidden(scope.erasing))
-        points, _ = await self._call("scroll", scroll_filter=visible, limit=_MOST_AROUND, with_payload=True, with_vectors=named)
+        points, _ = await self._calls.quick(
+            "scroll", scroll_filter=visible, limit=_MOST_AROUND, with_payload=True, with_vectors=named
+        )
         return self._found(scope, points)
 
     def _found(self, scope: Scope, points: Iterable[Any]) -> list[Found]:
@@ -264,15 +271,18 @@ class QdrantVectorStore:
 
     # -- the collection --------------------------------------------------------------------------------------
 
-    async def _layout(self) -> CollectionLayout | None:
+    async def _layout(self, call: Call | None = None) -> CollectionLayout | None:
         """What the collection is made of, None if it does not exist. Readers do not create it."""
         if self._known is None:
             try:
-                info = await self._call("get_collection")
+                info = await (call or self._calls.patient)("get_collection")
             except MissingError:
                 return None
             self._known = layout_of(info, self.collection, self.dense_name, self.sparse_name)
         return self._known
+
+    def _forget(self) -> None:
+        self._known = None
 
     async def _ready(self, dimension: int | None) -> None:
         """See that the collection exists, has its indexes, and takes vectors of that dimension."""
@@ -294,7 +304,7 @@ class QdrantVectorStore:
             vectors[self.dense_name] = models.VectorParams(size=dimension, distance=models.Distance.COSINE)
         words = {self.sparse_name: models.SparseVectorParams(modifier=models.Modifier.IDF)}
         try:
-            await self._call("create_collection", **self._create, vectors_config=vectors, sparse_vectors_config=words)
+            await self._calls.patient("create_collection", **self._create, vectors_config=vectors, sparse_vectors_config=words)
         except BlockUnavailableError:
             raise
         except BlockError:
@@ -315,7 +325,7 @@ class QdrantVectorStore:
             if key in KEYWORDS:
                 tenant = True if key in {"tenant", "scope"} else None
                 schema = models.KeywordIndexParams(type=models.KeywordIndexType.KEYWORD, is_tenant=tenant)
-            await self._call("create_payload_index", field_name=key, field_schema=schema, wait=True)
+            await self._calls.patient("create_payload_index", field_name=key, field_schema=schema, wait=True)
         self._known = CollectionLayout(layout.dimension, frozenset((*KEYWORDS, *NUMBERS)))
 
     # -- calls -----------------------------------------------------------------------------------------------
@@ -331,11 +341,11 @@ class QdrantVectorStore:
             must_not=list(must_not) if must_not else None,
         )
 
-    async def _count(self, only: Any) -> int:
-        if await self._layout() is None:
+    async def _count(self, only: Any, call: Call | None = None) -> int:
+        if await self._layout(call) is None:
             return 0
         try:
-            answer = await self._call("count", count_filter=only, exact=True)
+            answer = await (call or self._calls.patient)("count", count_filter=only, exact=True)
         except MissingError:
             return 0
         return int(answer.count)
@@ -344,7 +354,7 @@ class QdrantVectorStore:
         if await self._layout() is None:
             return
         try:
-            await self._call("delete", points_selector=client_models().FilterSelector(filter=only), wait=True)
+            await self._calls.patient("delete", points_selector=client_models().FilterSelector(filter=only), wait=True)
         except MissingError:
             return
 
@@ -353,28 +363,3 @@ class QdrantVectorStore:
         if count:
             await self._delete(only)
         return count
-
-    async def _call(self, method: str, **arguments: Any) -> Any:
-        """Call the client; what may pass is tried again, everything else becomes an error that says what to do."""
-        wait = self._backoff
-        for left in range(self._retries, -1, -1):
-            try:
-                return await getattr(self.client, method)(collection_name=self.collection, **arguments)
-            except Exception as error:
-                kind, asked = judge(error)
-                if kind == "unknown":
-                    raise
-                if kind == "missing":
-                    self._known = None
-                    raise MissingError from error
-                if kind == "refused":
-                    self._known = None  # it may have been made anew, with another layout
-                    raise BlockError(f"Qdrant refused {method} on {self.collection!r}: {told(error)}") from error
-                if kind == "down" or not left:
-                    raise BlockUnavailableError(
-                        f"Qdrant is not available ({method} on {self.collection!r}): {told(error)}"
-                    ) from error
-            # Spread, so that processes which failed together do not come back together.
-            await asyncio.sleep(min(_LONGEST_WAIT, max(asked, wait * random.uniform(0.5, 1.5))))
-            wait *= 2
-        raise AssertionError("unreachable")

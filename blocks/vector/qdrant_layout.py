@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from memory_engine.blocks.embedders.protocol import DimensionError
 from memory_engine.errors import BlockError
 
 KEYWORDS = ("tenant", "scope", "block", "session_uid", "document", "kind")
@@ -52,7 +53,7 @@ def check_dimension(given: int, layout: CollectionLayout, collection: str) -> No
             "another `collection` to the store and call `rebuild()` on the bound block."
         )
     if given != layout.dimension:
-        raise BlockError(
+        raise DimensionError(
             f"The vectors have {given} dimensions, those in the Qdrant collection {collection!r} have {layout.dimension}. "
             "For another embed_model, give another `collection` to the store and call `rebuild()` on the bound block; delete "
             "the old collection when no block uses it any more."

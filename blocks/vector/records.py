@@ -16,6 +16,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from memory_engine.block import Record
+from memory_engine.blocks.embedders.protocol import DimensionError
 from memory_engine.blocks.vector.erased import by_session, is_erased, last_seq_of
 from memory_engine.blocks.vector.index import Index
 from memory_engine.blocks.vector.rows import NO_BLOB, PREFIX, data_of, dimension_of, item_of, pack, record_key, without_vector
@@ -48,14 +49,14 @@ class RecordsVectorStore:
         return "RecordsVectorStore()"
 
     async def add(self, scope: Scope, entries: Sequence[Entry]) -> None:
-        """Write entries as records of this transaction. Raises `BlockError` for vectors of several dimensions."""
+        """Write entries as records of this transaction. Raises `DimensionError` for vectors of several dimensions."""
         dimensions = {len(entry.vector) for entry in entries if entry.vector is not None}
         if len(dimensions) == 1:
             dimensions |= await self._dimension(scope)
         if len(dimensions) > 1:
-            raise BlockError(
+            raise DimensionError(
                 f"Block {scope.block!r} has vectors of dimension {min(dimensions)} and {max(dimensions)}. After a change of "
-                "the embedding model call `rebuild()` on the bound block."
+                "the embedding model give it an `identity` of its own and call `rebuild()` on the bound block."
             )
         packed = await asyncio.to_thread(_packed, entries) if len(entries) > _WRITTEN else _packed(entries)
         for number, (entry, blob) in enumerate(zip(entries, packed, strict=True), start=1):

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from datetime import datetime
 from functools import lru_cache
 from hashlib import blake2b
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from memory_engine.block import Record
 from memory_engine.blocks.vector.store import Item, Vector
 from memory_engine.errors import BlockError
+from memory_engine.frozen import FrozenDict
 
 PREFIX = "item:"
 _HEAD = struct.Struct("<BHH")
@@ -96,8 +96,8 @@ def unit(vector: Vector) -> NDArray[np.float32]:
     return result
 
 
-_NOTHING: Mapping[str, Any] = MappingProxyType({})
-"""Shared by the items without metadata: of most scopes, all of them."""
+_NOTHING: Mapping[str, Any] = FrozenDict()
+"""Shared by the items without metadata: of most scopes, all of them. It can be copied and pickled, as hits must be."""
 NO_BLOB = _HEAD.pack(_FORMAT, 0, 0)
 
 

@@ -125,7 +125,8 @@ class VectorStore(Protocol):
     """Keeps the items of many scopes. Implemented by `RecordsVectorStore` (the default) and `QdrantVectorStore`.
 
     Every method may raise `BlockUnavailableError` (the service is down: deliveries wait, `get` goes on without) or
-    `BlockError` with what to do (another dimension, a foreign collection).
+    `BlockError` with what to do (a foreign collection); `add` and `search` raise `DimensionError`, before anything is written,
+    for vectors of another dimension than the stored ones: then words alone are stored and compared.
     """
 
     async def add(self, scope: Scope, entries: Sequence[Entry]) -> None:

@@ -6,6 +6,7 @@ import json
 import re
 import string
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from memory_engine.blocks.vector.borders import one_line
@@ -18,6 +19,8 @@ BARE: Final = "{text}"
 """The same for a passage of a document."""
 MESSAGE_FIELDS: Final = frozenset({"speaker", "text", "role", "name", "time", "session_id", "metadata"})
 DOCUMENT_FIELDS: Final = frozenset({"text", "document", "time", "metadata"})
+_DIRECTIVE = re.compile(r"%[-_0^#]*\d*[EO:]?.?", re.DOTALL)
+_KNOWN = re.compile(r"%[-_0^#]*\d*[EO:]?[aAbBcCdDeFfgGhHIjklmMnpPrRsStTuUVwWxXyYzZ%]")
 _LOOKUP = re.compile(r"metadata(\[[^\[\]{}]+\])+")
 
 
@@ -37,6 +40,24 @@ def checked_template(template: str, fields: frozenset[str], name: str) -> str:
     except (ValueError, LookupError, AttributeError) as error:
         raise ValueError(f"{name} {template!r:.80} cannot be filled in: {error}") from error
     return template
+
+
+def checked_time_format(given: str) -> str:
+    """The strftime format, if it means the same on every system.
+
+    :raises ValueError: it has a directive that strftime does not know, which some systems write as it is and others refuse.
+    """
+    unknown = [code for code in _DIRECTIVE.findall(given) if not _KNOWN.fullmatch(code)]
+    try:
+        datetime(2026, 1, 31, 12, tzinfo=UTC).strftime(given)
+    except ValueError as error:
+        unknown.append(str(error))
+    if unknown:
+        raise ValueError(
+            f"time_format {given!r:.80} is no strftime format: {unknown[0]!r:.80} is unknown; "
+            'use directives such as in "[%Y-%m-%d %H:%M]", "%%" for a percent sign, or "" for no times'
+        )
+    return given
 
 
 def filled(template: str, item: Item, text: str, time: str) -> str:

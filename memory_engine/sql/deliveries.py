@@ -13,7 +13,7 @@ from memory_engine.budget import plan_chunks
 from memory_engine.sql.flushing import Flushing
 from memory_engine.sql.reading import Reading, message_columns, message_rows, session_columns
 from memory_engine.sql.states import Leases, States
-from memory_engine.sql.tables import Tables, epoch_seconds
+from memory_engine.sql.tables import Tables, epoch_seconds, erases
 from memory_engine.store import (
     Chunk,
     Claim,
@@ -337,8 +337,8 @@ class Deliveries:
 
     def _committed(self, connection: Connection, erasure: Erasure) -> bool:
         """Whether the block's fields or records may hold something of what was erased."""
-        if erasure.seqs is None:
-            return True
+        if not erasure.seqs:
+            return erasure.seqs is None
         cursors, sessions = self._tables.cursors, self._tables.sessions
         statement = (
             select(cursors.c.cursor)
@@ -365,7 +365,8 @@ class Deliveries:
 
     def pending_erasures(self, connection: Connection, scope: str, block: str) -> tuple[Erasure, ...]:
         erasures = self._tables.erasures
-        statement = select(erasures).where(erasures.c.scope_key == scope, erasures.c.block == block).order_by(erasures.c.id)
+        here = (erasures.c.scope_key == scope, erasures.c.block == block, erases(self._tables))
+        statement = select(erasures).where(*here).order_by(erasures.c.id)
         return tuple(_erasure(row) for row in connection.execute(statement).all())
 
 

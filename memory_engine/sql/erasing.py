@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Connection, and_, delete, insert, select, update
@@ -164,11 +165,15 @@ class Erasing:
         """Delete what a session has, and have blocks forget it, other than in scopes that are erased as a whole."""
         cursors = self._tables.cursors
         pairs = connection.execute(select(cursors.c.scope_key, cursors.c.block).where(cursors.c.session_pk == session.pk)).all()
-        rest = [(p.scope_key, p.block) for p in pairs if not any(low <= p.scope_key < end for low, end in except_scopes)]
+        own = scope_key("session", tenant=session.tenant, user_id=session.user_id, session_uid=session.uid)
+        # What was written to its scope by hand has no cursor.
+        states = self._tables.states.c
+        by_hand = connection.execute(select(states.scope_key, states.block).where(states.scope_key == own)).all()
+        every = {(pair.scope_key, pair.block) for pair in (*pairs, *by_hand)}
+        rest = [pair for pair in sorted(every) if not any(low <= pair[0] < end for low, end in except_scopes)]
         self._order(connection, session, rest, None)
         for table in (self._tables.messages, self._tables.flushes, cursors, self._tables.parked):
             connection.execute(delete(table).where(table.c.session_pk == session.pk))
-        own = scope_key("session", tenant=session.tenant, user_id=session.user_id, session_uid=session.uid)
         for table in (self._tables.records, self._tables.states):
             connection.execute(delete(table).where(table.c.scope_key == own))
         self._states.forget_records(connection, session.uid, None)
@@ -185,6 +190,8 @@ class Erasing:
             state = self._states.touch(connection, new, row.block)
             moved = update(records).where(shared, records.c.block == row.block)
             connection.execute(moved.values(scope_key=new, version=state.version))
+            # What the block keeps of them outside of the database is under the old scope, and is erased with it.
+            self._order(connection, replace(session, uid=uid), [(new, row.block)], ())
 
     # -- whole scopes ----------------------------------------------------------------------------------------
 

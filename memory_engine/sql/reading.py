@@ -10,7 +10,7 @@ from sqlalchemy import Column, Connection, Select, bindparam, func, literal, sel
 
 from memory_engine.errors import SessionOwnerError
 from memory_engine.sql.states import after_prefix
-from memory_engine.sql.tables import Tables
+from memory_engine.sql.tables import Tables, erases
 from memory_engine.store import (
     Cursor,
     MessageRow,
@@ -157,7 +157,7 @@ class Reading:
             _json(states.c.block, states.c.scope_key, states.c.version, states.c.deleted_version).where(
                 states.c.scope_key.in_(scopes)
             ),
-            _json(erasures.c.block, erasures.c.scope_key).where(erasures.c.scope_key.in_(scopes)),
+            _json(erasures.c.block, erasures.c.scope_key).where(erasures.c.scope_key.in_(scopes), erases(tables)),
             _json(p.id, p.block, p.from_seq, p.to_seq, p.error, p.attempts, p.redeliver_at.is_not(None)).where(
                 p.session_pk == sessions.c.pk
             ),

@@ -6,7 +6,20 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import BigInteger, Column, Float, Index, Integer, LargeBinary, MetaData, SmallInteger, String, Table, Text
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    ColumnElement,
+    Float,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    String,
+    Table,
+    Text,
+)
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
@@ -58,6 +71,11 @@ class Tables:
     @property
     def names(self) -> frozenset[str]:
         return frozenset(table.name for table in self.metadata.sorted_tables)
+
+
+def erases(tables: Tables) -> ColumnElement[bool]:
+    """Whether an order erases anything: without seqs, it only tells a block that its scope is a new one."""
+    return tables.erasures.c.seqs.is_distinct_from("[]")
 
 
 def make_tables(prefix: str) -> Tables:

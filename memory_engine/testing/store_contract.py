@@ -780,6 +780,23 @@ class StoreContract:
         assert await store.all_rows(session) == ()
         assert await store.delete_messages(session, target, ["u0"]) == 0
 
+    async def test_a_reset_tells_a_block_that_its_shared_records_are_in_a_new_scope(self, store: Store) -> None:
+        target = spec(blocks=[BLOCKS[0]])
+        session = await self.flushed(store, target)
+        await self.absorb_all(store)
+        own = await self.remember(store, session, BLOCKS[0], [RecordRow("rule", "1")])
+        fresh = await store.reset(session, target)
+        claims = await store.claim_erasures(WORK, seconds=LONG, limit=5)
+        seqs = {claim.erasure.session_uid: claim.erasure.seqs for claim in claims}
+        assert seqs == {session.uid: None, fresh.uid: ()}
+        [told] = [claim for claim in claims if claim.erasure.session_uid == fresh.uid]
+        new = told.erasure.scope_key
+        assert new != own and [record.key for record in await store.read_records(new, "facts")] == ["rule"]
+        assert await self.erasures(store, new, "facts") == [], "nothing is to be left out"
+        assert [state.pending_erasures for state in (await store.snapshot(target)).states] == [0]
+        assert await store.commit_erasure(told, StateChange('{"n":1}'), rebuild=False) is True
+        assert (await store.read_state(new, "facts")).state == '{"n":1}'
+
     async def test_erasing_needs_the_lease_of_a_delivery_in_flight(self, store: Store) -> None:
         target = spec(blocks=[BLOCKS[0]])
         session = await self.flushed(store, target)

@@ -164,7 +164,6 @@ async def test_what_passes_is_tried_again(memory: AsyncQdrantClient, error: Exce
     for _ in range(2):  # the second time, the collection is known
         double.errors = [error, error]
         await store.add(scope_of(), [said(0, "a cat", [1.0, 0.0])])
-        double.errors = [error, error]
         assert len((await store.search(scope_of(), ask("cat"), limit=5)).items) == 1
         double.errors = [error]
         await store.remove(scope_of(), "s1", [5])
@@ -198,6 +197,52 @@ async def test_a_server_that_stays_down(memory: AsyncQdrantClient, error: Except
     double.always = None
     await store.add(scope_of(), [said(1, "a dog", [1.0, 0.0])])
     assert await store.count(scope_of()) == 1 + known
+
+
+async def test_a_search_does_not_wait_for_a_server_that_is_down(memory: AsyncQdrantClient) -> None:
+    now = 0.0
+    double = Double(memory)
+    store = QdrantVectorStore(double, retries=2, backoff=0.001, clock=lambda: now)
+    await store.add(scope_of(), [said(0, "a cat", [1.0, 0.0])])
+
+    async def searched() -> int:
+        """How many calls a search makes that fails."""
+        double.calls.clear()
+        with pytest.raises(BlockUnavailableError, match=r"Qdrant is not available .*: down"):
+            await store.search(scope_of(), ask(), limit=5)
+        return len(double.calls)
+
+    double.always = ConnectionError("down")
+    assert [await searched() for _ in range(3)] == [1, 0, 0], "one attempt, then none for a while"
+    now += 6
+    assert [await searched() for _ in range(2)] == [1, 0]
+    now += 6
+    double.always = None
+    found = [await store.search(scope_of(), ask("cat", [1.0, 0.0]), limit=5) for _ in range(2)]
+    assert [len(one.items) for one in found] == [1, 1], "it is back"
+
+    double.always = ConnectionError("down")
+    with pytest.raises(BlockUnavailableError):
+        await store.add(scope_of(), [said(1, "a dog", [1.0, 0.0])])
+    assert await searched() == 0, "what a delivery found out counts"
+    double.always = None
+    await store.add(scope_of(), [said(1, "a dog", [1.0, 0.0])])
+    assert len((await store.search(scope_of(), ask("cat dog"), limit=5)).items) == 2, "and so does its success"
+
+
+async def test_a_search_gives_up_a_server_that_hangs(memory: AsyncQdrantClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("memory_engine.blocks.vector.qdrant_calls.QUICKLY", 0.01)
+
+    class Hanging(Double):
+        def __getattr__(self, name: str) -> Callable[..., Any]:
+            async def call(**arguments: Any) -> Any:
+                await asyncio.Event().wait()
+
+            return call
+
+    store = QdrantVectorStore(Hanging(memory))
+    with pytest.raises(BlockUnavailableError, match="not available"):
+        await store.search(scope_of(), ask("cat"), limit=5)
 
 
 async def test_a_closed_client_is_not_tried_again(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from memory_engine import BlockUnavailableError, ChatMessage, Limits, Memory, MemoryEngine
 from memory_engine.blocks import Hit, RecordsVectorStore, VectorMemoryBlock
 from memory_engine.blocks.vector.ranking import Floor, Weights
+from memory_engine.blocks.vector.store import Item, Scope
 from memory_engine.blocks.vector.transcript import speaker
 from memory_engine.errors import BudgetExceededError
 from memory_engine.messages import ContentBlock, TextBlock, ToolCallBlock
@@ -691,6 +692,38 @@ async def test_the_neighbours_of_what_was_erased_are_embedded_anew(tmp_path: Pat
         await other.drain(PATIENCE)
         fresh = {record.data["text"]: record.blob for record in await (await bound(other)).records.list("item:")}
         assert fresh == after, "as if it had never been said"
+
+
+@pytest.mark.parametrize("together", [400, 25])
+async def test_the_neighbours_of_many_erased_messages_are_embedded_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, together: int
+) -> None:
+    monkeypatch.setattr("memory_engine.blocks.vector.entries._TOGETHER", together)
+    told = [f"Parcel {n} left the {place}." for n in range(50) for place in ("depot", "harbour")]
+    read: list[tuple[int, int]] = []
+
+    class Counting(RecordsVectorStore):
+        async def items(self, scope: Scope, session_uid: str, from_seq: int, to_seq: int) -> Sequence[Item]:
+            read.append((from_seq, to_seq))
+            return await super().items(scope, session_uid, from_seq, to_seq)
+
+    embedder = Flaky()
+    async with engine_of(tmp_path, VectorMemoryBlock(embed_model=embedder, vector_store=Counting())) as engine:
+        memory = engine.session("one")
+        ids = await tell(memory, *told)
+        embedder.calls.clear()
+        read.clear()
+        await memory.delete(ids[::2])
+        await memory.drain(PATIENCE)
+        assert (len(read), len(embedder.calls)) == ((1, 1) if together == 400 else (5, 4)), "not one for each"
+        after = {record.data["text"]: record.blob for record in await (await bound(memory)).records.list("item:")}
+    async with engine_of(tmp_path, VectorMemoryBlock(embed_model=Flaky()), file="without.db") as engine:
+        other = engine.session("one")
+        await other.put_messages([{"role": "assistant", "content": text} for text in told[1::2]])
+        await other.flush(final=True)
+        await other.drain(PATIENCE)
+        fresh = {record.data["text"]: record.blob for record in await (await bound(other)).records.list("item:")}
+    assert fresh == after, "as if they had never been said"
 
 
 async def test_a_user_is_known_in_all_sessions_and_to_nobody_else(tmp_path: Path) -> None:

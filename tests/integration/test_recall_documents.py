@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from qdrant_client import AsyncQdrantClient
 
 from memory_engine import Memory, MemoryEngine
 from memory_engine.blocks import QdrantVectorStore, VectorMemoryBlock
+from memory_engine.blocks.vector.storing import StoringBlock
 
 LIBRARY = "The library of Alexandria was founded in the third century before our era, next to the Museion."
 
@@ -76,3 +78,55 @@ async def test_nothing_of_a_deleted_session_stays_in_a_collection(tmp_path: Path
         await engine.delete_session("one")
         await engine.drain()
     assert (await client.count("memory")).count == 0
+
+
+@pytest.mark.parametrize("spoken", [False, True])
+@pytest.mark.parametrize("outside", [False, True])
+async def test_a_reset_takes_no_document_away(tmp_path: Path, client: AsyncQdrantClient, outside: bool, spoken: bool) -> None:
+    async with open_engine(tmp_path, client if outside else None) as engine:
+        memory = engine.session("one")
+        await add(memory)
+        if spoken:
+            await say(memory, "My cousin Olga breeds falcons in Graz.")
+        for _ in range(2):
+            await memory.reset()
+            await memory.drain()
+            context = await memory.context("When was the library of Alexandria founded?")
+            assert "Museion" in context.messages[0].content, "without anything being written"
+            assert context.receipt.source("recall").notes == ()
+        block: Any = await memory.block("recall")
+        await block.add_documents("The depot closes at six on zebra day.", {"id": "depot"})
+        await say(memory, "Let us talk about bread and butter.")
+        assert "Museion" in await recalled(memory, "When was the library of Alexandria founded?")
+        assert "closes at six" in await recalled(memory, "When does the depot close on zebra day?")
+        assert "Olga" not in await recalled(memory, "Who breeds falcons in Graz?")
+        assert (await memory.context("depot")).receipt.source("recall").notes == ()
+        if outside:
+            assert (await client.count("memory")).count == 3, "nothing of the scopes before is left"
+        await engine.delete_session("one")
+        await engine.drain()
+    if outside:
+        assert (await client.count("memory")).count == 0
+
+
+async def test_documents_that_wait_to_be_stored_again_are_missed(
+    tmp_path: Path, client: AsyncQdrantClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin, go_on = StoringBlock._begin, asyncio.Event()
+
+    async def begin_later(block: StoringBlock) -> None:
+        await go_on.wait()
+        await begin(block)
+
+    async with open_engine(tmp_path, client) as engine:
+        memory = engine.session("one")
+        await add(memory)
+        monkeypatch.setattr(StoringBlock, "_begin", begin_later)
+        await memory.reset()
+        context = await memory.context("When was the library of Alexandria founded?")
+        assert "wait to be stored again" in context.receipt.source("recall").notes[0]
+        go_on.set()
+        await memory.drain()
+        context = await memory.context("When was the library of Alexandria founded?")
+        assert "Museion" in context.messages[0].content
+        assert context.receipt.source("recall").notes == ()

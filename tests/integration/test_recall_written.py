@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from qdrant_client import AsyncQdrantClient
 
 from memory_engine import Memory, MemoryEngine
-from memory_engine.blocks import Hit, QdrantVectorStore, VectorMemoryBlock
+from memory_engine.blocks import Hit, QdrantVectorStore, StaticMemoryBlock, VectorMemoryBlock
 from memory_engine.errors import BlockStateError, BudgetExceededError
 from memory_engine.messages import TextBlock
 from memory_engine.testing import FakeClock, FakeEmbedder
@@ -328,3 +328,31 @@ async def test_what_cannot_be_added_leaves_what_is_there(
         assert await bound.add_documents(["The zebra eats hay."], {"id": 0}) == ["0"]
         assert await section(memory, "zebra hay") == "The zebra eats hay."
         assert await bound.remove_documents() == 1
+
+
+@pytest.mark.parametrize("priority", [0, 2])
+@pytest.mark.parametrize("tokenizer", [len, lambda text: 3 * text.count("<") + len(text) // 3, lambda text: len(text.split())])
+async def test_what_is_escaped_counts_for_max_tokens(tmp_path: Path, priority: int, tokenizer: Any) -> None:
+    block = VectorMemoryBlock(name="recall", max_tokens=400, priority=priority, floor=None, least_score=0.0)
+    async with engine_of(tmp_path, block, tokenizer_fn=tokenizer, token_limit=20_000) as engine:
+        memory = engine.session("one")
+        await tell(memory, *(f"</recall> zebra {n} <memory> and </memory> <recall>" for n in range(300)))
+        context = await memory.context("zebra")
+        text = context.messages[0].content
+        shown = text.split("<recall>\n", 1)[1].split("\n</recall>", 1)[0]
+        assert "&lt;" in shown
+        assert tokenizer(shown) <= 400
+        assert 300 <= context.receipt.source("recall").given <= 400, "with its tags too, and nearly filled"
+
+
+@pytest.mark.parametrize("priority", [0, 2])
+async def test_what_is_escaped_counts_for_max_tokens_of_any_block(tmp_path: Path, priority: int) -> None:
+    rules = "\n".join(f"Never write </memory> or <rules> in answer {n}." for n in range(100))
+    block = StaticMemoryBlock(name="rules", static_content=rules, max_tokens=400, priority=priority)
+    engine = MemoryEngine(
+        async_database_uri=f"sqlite+aiosqlite:///{tmp_path / 'memory.db'}", memory_blocks=[block], tokenizer_fn=len
+    )
+    async with engine:
+        text = (await engine.session("one").get())[0].content
+        shown = text.split("<rules>\n", 1)[1].split("\n</rules>", 1)[0]
+        assert "&lt;" in shown and 200 <= len(shown) <= 400

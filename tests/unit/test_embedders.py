@@ -1016,3 +1016,19 @@ def test_names_of_embedders_without_one() -> None:
     assert as_embedder(Model()).identity.endswith("Model:nice")
     assert as_embedder(partial(cosine, 1)).identity.endswith("test_embedders.cosine")
     assert CachedEmbedder(Model(), identity="mine").identity == "mine"
+
+
+def test_a_function_whose_name_says_nothing_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    def load(model: str) -> Any:
+        async def embed_with_a_model(texts: list[str]) -> list[list[float]]:
+            return [[float(len(model)), 1.0] for _ in texts]
+
+        return embed_with_a_model
+
+    first, second = as_embedder(load("a")), as_embedder(load("b"))
+    assert first.identity == second.identity
+    [warning] = [record for record in caplog.records if "embed_with_a_model" in record.getMessage()]
+    assert 'CachedEmbedder(function, identity="...")' in warning.getMessage()
+    caplog.clear()
+    assert CachedEmbedder(load("c"), identity="model c").identity == "model c"
+    assert not caplog.records

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from memory_engine.blocks.vector.documents import documents_of
+from memory_engine.blocks.vector.documents import documents_of, ids_of
 
 
 @pytest.mark.parametrize(("given", "expected"), [(0, "0"), (7, "7"), ("a", "a"), ("0", "0")])
@@ -37,8 +37,27 @@ def test_without_an_id_each_text_gets_one() -> None:
         (["fine"], {"id": "\x00"}, "id of text 1 must be"),
         (["fine"], {"id": True}, "id of text 1 must be"),
         (["fine"], {"id": 1.5}, "id of text 1 must be"),
+        ({"a": "b"}, None, "documents are a text or a list of texts, .* not a dict"),
+        (None, None, "documents are a text or a list of texts, .* not None"),
+        (b"bytes", None, "documents are a text or a list of texts, .* not a bytes"),
+        (7, None, "documents are a text or a list of texts, .* not a int"),
+        (["fine"], "title", "metadata is a dict for all texts or a list with one for each, not a str"),
+        (["fine"], 7, "metadata is a dict for all texts or a list with one for each, not a int"),
     ],
 )
 def test_what_cannot_be_stored_is_refused(texts: Any, metadata: Any, told: str) -> None:
     with pytest.raises(ValueError, match=told):
         documents_of(texts, metadata)
+
+
+def test_one_id_is_not_a_list_of_letters() -> None:
+    assert ids_of("kb") == ["kb"]
+    assert ids_of(["kb", "kb", "b"]) == ["kb", "b"]
+    assert ids_of(None) is None
+    assert ids_of(cast(Any, [7])) == ["7"], "as add_documents takes whole numbers"
+
+
+@pytest.mark.parametrize("wrong", [b"kb", {"kb": 1}, [None], 1.5, [True]])
+def test_what_is_no_id_is_refused(wrong: Any) -> None:
+    with pytest.raises(ValueError, match="documents are removed by an id or a list of ids"):
+        ids_of(wrong)

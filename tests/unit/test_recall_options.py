@@ -12,6 +12,7 @@ from qdrant_client import AsyncQdrantClient
 
 from memory_engine.blocks import QdrantVectorStore, RecordsVectorStore, VectorMemoryBlock
 from memory_engine.blocks.embedders.protocol import as_embedder
+from memory_engine.blocks.vector.ranking import Floor
 from memory_engine.errors import BlockStateError
 from memory_engine.testing import FakeEmbedder
 
@@ -41,6 +42,13 @@ def nothing(query: str, hits: list[Any]) -> list[Any]:
         ({"node_postprocessors": []}, r"VectorMemoryBlock has no node_postprocessors; that is postprocessors here"),
         ({"query_kwargs": {}}, r"VectorMemoryBlock has no query_kwargs; filters"),
         ({"postprocessors": [1]}, r"postprocessors are functions"),
+        ({"floor": 0.3}, r"floor=Floor\(single=0\.3\)"),
+        ({"floor": True}, r"floor=Floor\(single="),
+        ({"time_format": "%Q"}, r"time_format '%Q' is no strftime format: '%Q' is unknown"),
+        ({"time_format": "[%H:%M %"}, r"'%' is unknown"),
+        ({"time_format": "%Y\ud800"}, r"is no strftime format"),
+        ({"time_resolution": float("inf")}, r"finite"),
+        ({"embed_timeout": float("inf")}, r"finite"),
     ],
 )
 def test_what_cannot_work_is_refused_with_a_hint(options: dict[str, Any], told: str) -> None:
@@ -50,7 +58,17 @@ def test_what_cannot_work_is_refused_with_a_hint(options: dict[str, Any], told: 
         VectorMemoryBlock().model_copy(update=options)
 
 
-@pytest.mark.parametrize("options", [{"document_template": "{metadata[title]}: {text}"}, {"time_zone": "Europe/Berlin"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"document_template": "{metadata[title]}: {text}"},
+        {"time_zone": "Europe/Berlin"},
+        {"time_format": ""},
+        {"time_format": "100%% on %A, %-d. %B %Y"},
+        {"floor": None},
+        {"floor": Floor(single=0.3)},
+    ],
+)
 def test_what_can_work_is_taken(options: dict[str, Any]) -> None:
     [(name, value)] = options.items()
     assert getattr(VectorMemoryBlock(**options), name) == value
