@@ -262,26 +262,24 @@ def _above(usual: float, similarity: float) -> float:
 
 
 def _fused(lexical: Scores, dense: Scores, weights: Weights) -> Scores:
+    scale = _reciprocal_ranks if weights.fusion == "rank" else _scaled
     # An item without a vector has the similarity 0; all others say something, if only that they are the least alike.
-    found, known = lexical > 0, dense != 0
-    share = weights.lexical
-    if weights.fusion == "rank":
-        return share * _reciprocal_ranks(lexical, found, weights.rank_constant) + (1 - share) * _reciprocal_ranks(
-            dense, known, weights.rank_constant
-        )
-    return share * _scaled(lexical, 0.0) + (1 - share) * np.where(known, np.maximum(_scaled(dense, dense.min()), _LEAST), 0.0)
+    by_words = scale(lexical, lexical > 0, weights.rank_constant)
+    by_vectors = scale(dense, dense != 0, weights.rank_constant)
+    return weights.lexical * by_words + (1 - weights.lexical) * by_vectors
 
 
 _LEAST = 1e-3
-"""What the least similar item gets for being there: it comes last, and where everything is asked for, it comes."""
+"""What the last of those found gets for being there: where everything is asked for, it comes too."""
 
 
-def _scaled(values: Scores, low: float) -> Scores:
-    high = float(values.max())
-    return (values - low) / (high - low) if high > low else np.zeros_like(values)
+def _scaled(values: Scores, found: NDArray[np.bool_], _: float) -> Scores:
+    low, high = float(values.min()), float(values.max())
+    scaled = (values - low) / (high - low) if high > low else np.zeros_like(values)
+    return np.where(found, np.maximum(scaled, _LEAST), 0.0)
 
 
-def _reciprocal_ranks(values: Scores, ranked: NDArray[np.bool_], constant: float) -> Scores:
-    """Equal values have one rank; what is not `ranked` has no score."""
+def _reciprocal_ranks(values: Scores, found: NDArray[np.bool_], constant: float) -> Scores:
+    """Equal values have one rank; what was not found has no score."""
     ahead = len(values) - np.searchsorted(np.sort(values), values, side="right")
-    return np.where(ranked, 1.0 / (constant + 1 + ahead), 0.0)
+    return np.where(found, 1.0 / (constant + 1 + ahead), 0.0)
