@@ -265,7 +265,7 @@ class BaseMemoryBlock(BaseModel, Generic[T]):
     start: Literal["beginning", "now"] = "beginning"
     """Whether a block that is added to an existing session absorbs its archive first, or only what is flushed later."""
     max_tokens: int | None = Field(default=None, gt=0)
-    """The most that the content of the section may cost, in tokens, however much room there is."""
+    """The most that the content of the section may cost as it is shown, without its tags, however much room there is."""
     accept_short_term_memory: bool = True
     """Whether flushed messages are delivered to `_aput`; what was flushed before this became False still is."""
     depends_on_query: bool = True

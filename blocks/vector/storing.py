@@ -96,6 +96,8 @@ class StoringBlock(RecallOptions):
         if seqs is not None and not seqs:
             # After a reset the documents are there; what an outside store had of them went with the old scope.
             await self._begin()
+            if self._own:
+                self.stored_items = await self._store.count(scope)
             return
         if seqs is None and self.scope == "session":
             # The scope ends with its session; what is left in it would never be found again.
