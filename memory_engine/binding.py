@@ -210,7 +210,7 @@ class ScopeBinding:
             self.records.writable = True
             async with kept(self.store, lease, self.session, self.lease):
                 yield
-            change = await self.changed()
+                change = await self.changed()
             written = await self.store.commit_change(lease, change, session=self.session)
             if written is None:
                 raise BlockError(
