@@ -179,7 +179,7 @@ class _Tools:
 
     def __init__(self, memory: Memory) -> None:
         self._memory = memory
-        self._facts = [name for name, block in memory.blocks.items() if isinstance(block, RemembersFacts)]
+        self._facts = [name for name, block in memory.blocks.items() if _keeps_facts(block)]
         self._recall = [name for name, block in memory.blocks.items() if isinstance(block, KeepsDocuments)]
 
     @property
@@ -190,8 +190,11 @@ class _Tools:
         if self._facts:
             keeper: Any
             async with self._memory.block(self._facts[0]) as keeper:
-                fact = await keeper.remember(text)
-            return f"Remembered as {fact.id}."
+                try:
+                    fact = await keeper.remember(text)
+                except ValueError as error:
+                    raise _WrongArgumentsError(str(error)) from error
+            return f"Remembered as {self._id(self._facts[0], fact.id)}."
         if not self._recall:
             raise ConfigurationError("This memory has no block that remembers texts.")
         block: Any = await self._memory.block(self._recall[0])
@@ -217,20 +220,27 @@ class _Tools:
                 return f"Forgot {id} and what was derived from it."
         else:
             for name in self._facts:
+                fact = id if len(self._facts) == 1 else rest if kind == name else None
+                if fact is None:
+                    continue
                 async with self._memory.block(name) as block:
-                    if await block.forget_fact(id):
+                    if await block.forget_fact(fact):
                         return f"Forgot {id}."
         raise _WrongArgumentsError(f"nothing has the id {id!r:.80}; use one that search_memory showed")
 
     # -- searching -------------------------------------------------------------------------------------------
 
     async def _found_facts(self, query: str, limit: int) -> list[str]:
-        known: list[Any] = []
+        known: list[tuple[str, str]] = []
         for name in self._facts:
             block: Any = await self._memory.block(name)
-            known += await block.facts()
-        best = await _best(query, [fact.text for fact in known], limit)
-        return [_line(known[place].id, known[place].text) for place in best]
+            known += [(self._id(name, fact.id), fact.text) for fact in await block.facts()]
+        best = await _best(query, [text for _, text in known], limit)
+        return [_line(*known[place]) for place in best]
+
+    def _id(self, block: str, fact: str) -> str:
+        """The id that a model sees; each of several blocks counts its facts from 1."""
+        return fact if len(self._facts) == 1 else f"{block}:{fact}"
 
     async def _found_messages(self, query: str, limit: int) -> list[str]:
         if not self._recall:
@@ -254,6 +264,11 @@ class _Tools:
         own = item.session_uid == block.context.session_uid and ids
         when = f"{item.at:%Y-%m-%d %H:%M} " if item.at is not None else ""
         return _line(f"m:{ids[0]}" if own else None, f"{when}{item.name or item.role}: {item.text}")
+
+
+def _keeps_facts(block: object) -> bool:
+    # A block with a schema keeps a profile, to which no sentence can be added.
+    return isinstance(block, RemembersFacts) and getattr(block, "profile_schema", None) is None
 
 
 async def _best(query: str, texts: Sequence[str], limit: int) -> list[int]:

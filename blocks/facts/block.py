@@ -71,6 +71,8 @@ class FactExtractionMemoryBlock(ModelBlock):
     """State: the number of the next fact; none is used twice."""
     condensings: int = 0
     """State: how many of the calls were asked to merge facts too."""
+    ignored_parts: int = 0
+    """State: how many parts of replies were not carried out; the log says why."""
 
     @field_validator("fact_condense_prompt_template")
     @classmethod
@@ -98,8 +100,9 @@ class FactExtractionMemoryBlock(ModelBlock):
             ignored = await self._learn(ledger, transcript, chunk)
         else:
             ignored = await self._fill_in(ledger, self.profile_schema, transcript, chunk)
+        self.ignored_parts += len(ignored)
         for reason in ignored:
-            log.info("block %r ignores a part of a reply: %s", self.name, reason)
+            log.warning("block %r ignores a part of a reply: %s", self.name, reason)
         self._save(ledger, before)
 
     async def _learn(self, ledger: Ledger, transcript: Transcript, chunk: Chunk) -> list[str]:
@@ -148,6 +151,8 @@ class FactExtractionMemoryBlock(ModelBlock):
 
     async def _aget(self, messages: list[ChatMessage] | None = None, **block_kwargs: Any) -> list[ContentBlock]:
         self.tell_usage()
+        if self.ignored_parts:
+            self.context.notes.append(f"{self.ignored_parts} parts of replies were ignored so far, the log says why")
         ledger = await self._read(CURRENT)
         if self.profile_schema is not None:
             profile = values_of(ledger.values().values(), self.profile_schema)

@@ -35,33 +35,35 @@ class Chunk:
 
 
 def most_ended(current: int) -> int:
-    """How many facts one chunk may end: who says "forget everything" is not obeyed at once."""
-    return max(3, current // 5)
+    """How many facts one chunk may withdraw: who says "forget everything" is not obeyed at once, of three facts one stays."""
+    return 1 if current < 3 else max(2, current // 5)
+
+
+def most_updated(current: int) -> int:
+    """How many facts one chunk may replace; people move and change jobs at once, and the history keeps what was."""
+    return max(5, current // 4)
 
 
 def apply(ledger: Ledger, operations: Sequence[Operation], chunk: Chunk, *, shown: Iterable[int], most_new: int) -> list[str]:
     """Carry out the operations that make sense, in their order. Returns why the others were ignored, without their texts."""
     known = frozenset(shown)
-    ends, new = most_ended(len(ledger.current)), most_new
+    left = {Retract: most_ended(len(ledger.current)), Update: most_updated(len(ledger.current)), Add: most_new}
     ignored: list[str] = []
     for place, operation in enumerate(operations, 1):
         proven = chunk.proven(operation.messages)
         if proven is None:
             ignored.append(f"operation {place} names no message of the chunk")
             continue
-        if not isinstance(operation, Retract):
-            if not new:
-                ignored.append(f"operation {place} is beyond the {most_new} new facts that one chunk may bring")
-                continue
-            new -= 1
+        if not isinstance(operation, Add) and (operation.fact not in known or not ledger.holds(operation.fact)):
+            ignored.append(f"operation {place} is about f{operation.fact}, which is no fact that holds and was shown")
+            continue
+        if not left[type(operation)]:
+            ignored.append(f"operation {place} is one {type(operation).__name__.lower()} more than one chunk may bring")
+            continue
+        left[type(operation)] -= 1
         if isinstance(operation, Add):
             ledger.add(operation.text, *proven)
-        elif operation.fact not in known or not ledger.holds(operation.fact):
-            ignored.append(f"operation {place} is about f{operation.fact}, which is no fact that holds and was shown")
-        elif not ends:
-            ignored.append(f"operation {place} would end more facts than one chunk may")
         else:
-            ends -= 1
             _end(ledger, operation, *proven)
     return ignored
 

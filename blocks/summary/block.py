@@ -13,7 +13,7 @@ from pydantic import Field, field_validator, model_validator
 from memory_engine import ChatMessage, ContentBlock, TextBlock
 from memory_engine.blocks.models.protocol import Prompt
 from memory_engine.blocks.summary.pins import fitted, missing, occurring
-from memory_engine.blocks.summary.prompts import PROMPT, check_prompt, filled, instructions_of, summary_of
+from memory_engine.blocks.summary.prompts import PROMPT, check_prompt, filled, instructions_of, summary_of, with_pins
 from memory_engine.blocks.summary.spans import Span, joined
 from memory_engine.blocks.understanding.block import ModelBlock
 from memory_engine.blocks.understanding.replies import UnusableReplyError
@@ -113,7 +113,8 @@ class SummaryMemoryBlock(ModelBlock):
         :raises BlockError: there is none; nothing changes, and the delivery is tried again.
         """
         conversation = transcript_of(messages, range(len(messages))).text
-        instructions = instructions_of(self.max_summary_tokens, self._pins())
+        pins = self._pins()
+        instructions = instructions_of(self.max_summary_tokens, pins)
         drafts: list[str] = []
 
         def read(reply: str) -> str:
@@ -129,7 +130,8 @@ class SummaryMemoryBlock(ModelBlock):
             return text
 
         try:
-            return await self.ask(instructions, filled(self.prompt, summary=previous, new_lines=conversation), read)
+            data = filled(self.prompt, summary=previous, new_lines=conversation)
+            return await self.ask(instructions, with_pins(data, pins), read)
         except BlockError as error:
             # A summary that is too long can be cut; that is better than none.
             if drafts and isinstance(error.__cause__, UnusableReplyError):

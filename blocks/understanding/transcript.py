@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from memory_engine import ChatMessage
+from memory_engine import ChatMessage, ContentBlock
 from memory_engine.escaping import escape
 from memory_engine.messages import AudioBlock, DocumentBlock, ImageBlock, TextBlock, ToolCallBlock, ToolResultBlock, VideoBlock
 
 LONGEST = 16_000
 """Characters of a message that a model is given, about 4,000 tokens."""
+OWN_TOOLS = frozenset({"remember", "search_memory", "forget"})
+"""The names of the tools that `memory.as_tools()` gives."""
 _TAGS = ("conversation", "message")
 _MEDIA = {ImageBlock: "image", AudioBlock: "audio", VideoBlock: "video", DocumentBlock: "document"}
 
@@ -35,13 +37,15 @@ def transcript_of(messages: Sequence[ChatMessage], seqs: Sequence[int]) -> Trans
 
     Numbers count from 1: ids would cost more tokens than many messages, and a model cannot name a message it was not
     given. Calls of tools and what they returned are text, so that no provider sees a call without its result. What memory
-    itself had inserted, and what a model was only thinking, is left out. Text cannot close its tag. Of a message with more than
+    itself had inserted, what its own tools were asked and returned, and what a model only thought, is left out: else memory
+    would remember itself, and what was erased would stay proven by it. Text cannot close its tag. Of a message with more than
     `LONGEST` characters the middle is left out: what a tool returned may be larger than any model can read.
     """
     written: list[str] = []
     numbers: dict[int, int] = {}
+    own = {call.id for message in messages for call in message.tool_calls if call.name in OWN_TOOLS}
     for message, seq in zip(messages, seqs, strict=True):
-        text = _shortened(said(message))
+        text = _shortened(said(message, own))
         if not text:
             continue
         number = len(numbers) + 1
@@ -61,11 +65,11 @@ def _shortened(text: str) -> str:
     return f"{text[:half]}\n[{len(text) - 2 * half:,} characters left out]\n{text[-half:]}"
 
 
-def said(message: ChatMessage) -> str:
-    """What a message says, as plain text."""
+def said(message: ChatMessage, own_calls: Collection[str] = ()) -> str:
+    """What a message says, as plain text; without those calls of tools and their results."""
     parts = []
     for block in message.blocks:
-        if block.origin == "memory":
+        if block.origin == "memory" or _call_of(block) in own_calls:
             continue
         if isinstance(block, TextBlock):
             parts.append(block.text)
@@ -76,6 +80,12 @@ def said(message: ChatMessage) -> str:
         elif type(block) in _MEDIA:
             parts.append(f"[{_MEDIA[type(block)]}]")
     return "\n".join([part.strip() for part in parts if part.strip()])
+
+
+def _call_of(block: ContentBlock) -> str | None:
+    if isinstance(block, ToolCallBlock):
+        return block.id
+    return block.tool_call_id if isinstance(block, ToolResultBlock) else None
 
 
 def _plain(arguments: Any) -> str:

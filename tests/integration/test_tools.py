@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from memory_engine import BaseMemoryBlock, ChatMessage, Memory, MemoryEngine
 from memory_engine.blocks import FactExtractionMemoryBlock, VectorMemoryBlock
@@ -97,6 +98,38 @@ async def test_without_recall_facts_and_messages_are_searched_by_words(tmp_path:
         assert "My cat is called Pixel." in found and "bakery" not in found
         assert (await tools["forget"](id=ids(found)[0])).startswith("Forgot m:")
         assert len(await memory.get_all()) == 1
+
+
+async def test_facts_of_several_blocks_are_told_apart(tmp_path: Path) -> None:
+    mine = FactExtractionMemoryBlock(name="mine", llm=ScriptedLLM(otherwise=NOTHING))
+    ours = FactExtractionMemoryBlock(name="ours", llm=ScriptedLLM(otherwise=NOTHING), scope="user")
+    async with opened(tmp_path, mine, ours) as engine:
+        memory = engine.session("one", user_id="ada")
+        tools = tools_of(memory)
+        assert await tools["remember"](text="Ada likes apples.") == "Remembered as mine:f1."
+        async with memory.block("ours") as block:
+            await block.remember("Ada likes bananas.")
+        assert await tools["search_memory"](query="bananas") == "[ours:f1] Ada likes bananas."
+        assert (await tools["forget"](id="f1")).startswith("Error: nothing has the id")
+        assert await tools["forget"](id="ours:f1") == "Forgot ours:f1."
+        assert "apples" in await tools["search_memory"](query="What fruit does Ada like: apples, bananas?")
+
+
+async def test_a_profile_takes_no_sentences(tmp_path: Path) -> None:
+    class Profile(BaseModel):
+        age: int = 0
+
+    profile = FactExtractionMemoryBlock(name="profile", llm=ScriptedLLM(otherwise='{"profile": {}}'), schema=Profile)
+    async with opened(tmp_path, profile, facts()) as engine:
+        assert await tools_of(engine.session("one"))["remember"](text="Ada lives in Turin.") == "Remembered as f1."
+    async with opened(tmp_path, profile) as engine:
+        assert "remember" not in tools_of(engine.session("two"))
+
+
+async def test_a_model_is_told_how_long_a_fact_may_be(tmp_path: Path) -> None:
+    async with opened(tmp_path, facts()) as engine:
+        told = await tools_of(engine.session("one"))["remember"](text="x" * 600)
+        assert told.startswith("Error: ") and "at most 500" in told
 
 
 async def test_a_read_only_view_can_only_search(tmp_path: Path) -> None:

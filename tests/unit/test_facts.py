@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field, field_validator, model_validator
 
 from memory_engine.block import Record
-from memory_engine.blocks.facts.changes import Chunk, apply, condense, most_ended
+from memory_engine.blocks.facts.changes import Chunk, apply, condense, most_ended, most_updated
 from memory_engine.blocks.facts.entries import CURRENT, ENDED, Entry, Proof, Row, entries_of, rows_of
 from memory_engine.blocks.facts.ledger import MOST_JOINT, Ledger, same_words
 from memory_engine.blocks.facts.profile import read_patches, refusals, values_of
@@ -372,7 +372,8 @@ def test_only_what_was_shown_can_be_changed() -> None:
 
 
 def test_what_one_chunk_may_end() -> None:
-    assert [most_ended(number) for number in (0, 3, 15, 20, 100)] == [3, 3, 3, 4, 20]
+    assert [most_ended(number) for number in (0, 1, 2, 3, 6, 10, 15, 100)] == [1, 1, 1, 2, 2, 2, 3, 20]
+    assert [most_updated(number) for number in (0, 5, 20, 100)] == [5, 5, 5, 25]
 
 
 def test_merges_end_when_there_is_room() -> None:

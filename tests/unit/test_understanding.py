@@ -145,3 +145,20 @@ def test_a_copy_with_another_model_asks_that_one() -> None:
     assert block._asked().calls(first, 60.0, 2)
     assert block._asked() is block._asked()
     assert not block._asked().calls(first, 30.0, 2)
+
+
+# -- memory does not feed on itself ----------------------------------------------------------------------------------
+
+
+def test_what_memorys_own_tools_said_is_left_out() -> None:
+    asked = ToolCallBlock(id="c1", name="search_memory", arguments={"query": "tea"})
+    other = ToolCallBlock(id="c2", name="weather", arguments={})
+    messages = [
+        ChatMessage(role="assistant", blocks=[TextBlock(text="Let me look."), asked, other]),
+        ChatMessage(role="tool", blocks=[ToolResultBlock(tool_call_id="c1", content="[f1] Ada likes tea.")]),
+        ChatMessage(role="tool", blocks=[ToolResultBlock(tool_call_id="c2", content="sunny")]),
+    ]
+    found = transcript_of(messages, [4, 5, 6])
+    assert "likes tea" not in found.text and "search_memory" not in found.text
+    assert "[calls weather with {}]" in found.text and "sunny" in found.text
+    assert found.seqs == {1: 4, 2: 6}
