@@ -60,7 +60,7 @@ def test_tools_are_text_and_memory_and_thoughts_are_left_out() -> None:
     assert list(transcript_of(messages, range(6)).seqs.values()) == [0, 1, 2, 3], "what says nothing has no number"
 
 
-@given(st.lists(st.text(alphabet='<>/message conversation n="12"\n'), max_size=5), st.text(max_size=30))
+@given(st.lists(st.text(alphabet='<>/message conversation n="12"\n'), max_size=5), st.text('<>/message n="12"&\n', max_size=30))
 def test_no_text_and_no_name_can_end_or_begin_a_message(texts: list[str], name: str) -> None:
     found = transcript_of([user(text, name=name or None) for text in texts], range(len(texts)))
     tags = re.findall(r"<\s*/?\s*(?:message|conversation)\b", found.text, re.IGNORECASE)
