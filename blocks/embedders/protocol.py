@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from memory_engine.blocks.embedders.cache import EmbeddingCache, cache_key
 from memory_engine.blocks.services.failures import translate
-from memory_engine.blocks.services.loading import Worker, require
+from memory_engine.blocks.services.loading import Worker, is_async, require
 from memory_engine.errors import BlockResultError, ConfigurationError
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ class CachedEmbedder:
     async def _compute(self, function: Callable[[list[str]], Any], texts: list[str]) -> NDArray[np.float32]:
         cleaned = [_clean(text) for text in texts]
         try:
-            if _is_async(function):
+            if is_async(function):
                 result = await function(cleaned)
             else:
                 result = await self._worker.run(function, cleaned)
@@ -265,12 +265,6 @@ def _warn_of(identity: str) -> None:
             'and vectors of two models be mixed. Name the model: CachedEmbedder(function, identity="...")',
             identity,
         )
-
-
-def _is_async(function: Any) -> bool:
-    while isinstance(function, partial):
-        function = function.func
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
 
 
 def _name(function: Any) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from memory_engine import BlockUnavailableError
 from memory_engine.blocks.models.protocol import Completion, Prompt, adapt
 from memory_engine.blocks.services.failures import asked_to_wait, translate
-from memory_engine.blocks.services.loading import Worker
+from memory_engine.blocks.services.loading import Worker, is_async
 from memory_engine.errors import BlockResultError
 from memory_engine.usage import Usage
 
@@ -80,7 +80,7 @@ class ModelCaller:
         try:
             async with asyncio.timeout(self._timeout):
                 answer: Any
-                if _is_async(self._model):
+                if is_async(self._model):
                     answer = self._model(messages)
                 else:
                     if self._worker is None:
@@ -95,11 +95,6 @@ class ModelCaller:
             raise BlockResultError(f"{self._who} answered with {type(completion.text).__name__}; it must return a str.")
         text = completion.text[:LONGEST_REPLY].encode("utf-8", "replace").decode("utf-8")
         return Completion(text, completion.input_tokens, completion.output_tokens)
-
-
-def _is_async(function: Any) -> bool:
-    target = getattr(function, "func", function)
-    return inspect.iscoroutinefunction(target) or inspect.iscoroutinefunction(getattr(target, "__call__", None))  # noqa: B004
 
 
 def _name(llm: Any) -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import inspect
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -34,6 +36,13 @@ def load(module: str, *, who: str, pip: str) -> Any:
         return import_module(module)
     except ImportError as error:
         raise MissingExtraError(f'{who} cannot import {module} ({error}): pip install "{pip}"') from error
+
+
+def is_async(function: Any) -> bool:
+    """Whether calling it gives something to await: a coroutine function, or an object whose call is one."""
+    while isinstance(function, partial):
+        function = function.func
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
 
 
 class Worker:

@@ -27,8 +27,8 @@ R = TypeVar("R")
 
 _READERS = 4
 _WIPE_MILLISECONDS = 100
-_WIPE_PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8)
-"""Seconds between attempts to empty the log while somebody reads in it."""
+_WIPE_PAUSES = (0.0, 0.05, 0.1, 0.2, 0.4)
+"""Seconds before each attempt to empty the log; somebody may be reading in it, and writers go on meanwhile."""
 _SYNCHRONOUS = ("OFF", "NORMAL", "FULL", "EXTRA")
 
 
@@ -69,6 +69,7 @@ class Connections:
         if self._single or not self._owned:
             return
         for pause in _WIPE_PAUSES:
+            await asyncio.sleep(pause)
             await self._writing.acquire()
             try:
                 if await self._apart(self._read_on_writer(_truncate_log, (), {}), self._writing.release):
@@ -76,8 +77,6 @@ class Connections:
             except (StoreError, ClosedError):
                 log.debug("the write-ahead log could not be emptied now", exc_info=True)
                 return
-            # Somebody reads in it; writers may go on meanwhile.
-            await asyncio.sleep(pause)
 
     async def aclose(self) -> None:
         """Wait for what is running, then give back the connections."""

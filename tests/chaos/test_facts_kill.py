@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chaos_blocks import PATIENCE, Act, Program, acts, audit, leaks, raw_leaks, rows
+from chaos_blocks import PATIENCE, Act, Program, acts, audit, carry_out, leaks, raw_leaks, rows
 from chaos_facts import NAME, calls_of, facts_engine
 
 from memory_engine import ChatMessage, MemoryEngine
@@ -25,12 +25,7 @@ FLUSH_SIZE = 40
 
 async def go_on(engine: MemoryEngine, todo: Sequence[Act]) -> None:
     """Carry out what is left, undisturbed."""
-    for act in todo:
-        memory = engine.session(act.session, user_id="ada")
-        if act.messages:
-            await memory.put_messages(act.messages)
-        else:
-            await memory.flush()
+    await carry_out(engine, list(todo))
     await engine.drain(PATIENCE)
 
 
