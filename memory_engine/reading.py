@@ -139,6 +139,7 @@ async def _view(core: Core, row: SessionRow, window: Window, cursors: Sequence[C
         core.counter.message,
         max_tool_result_tokens=limit,
         turn_seq=row.turn_seq,
+        horizon=row.horizon,
         closed=row.turn_seq is None,
         cache=window.copies,
     )

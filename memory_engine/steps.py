@@ -5,6 +5,8 @@ rules for joining results to calls live in `group` alone; `arrange` (for flushin
 
 - A result joins the nearest earlier call with its id that is still unanswered, also across a user message.
 - Every other result (its call unknown, answered already, or later) is a *hidden* step of its own.
+- In a view no call that left the FIFO is answered by a result that is still in it, else what blocks have not absorbed
+  yet would decide what the FIFO shows.
 - One message with results for calls of several messages makes one step of all of them.
 """
 
@@ -137,12 +139,19 @@ class Group(Generic[E]):
         return any(entry.seq >= closed_before for entry, _ in self.unanswered())
 
 
-def group(entries: Iterable[E]) -> list[E | Group[E]]:
-    """The entries' steps in the order of their first entry; a plain entry stands for a step of its own."""
+def group(entries: Iterable[E], *, horizon: int = 0) -> list[E | Group[E]]:
+    """The entries' steps in the order of their first entry; a plain entry stands for a step of its own.
+
+    No result at or after `horizon` is joined to a call before it.
+    """
     units: list[E | Group[E]] = []
     waiting: dict[str, list[tuple[Group[E], int]]] = {}
     merged = False
+    archived = horizon > 0
     for entry in entries:
+        if archived and entry.seq >= horizon:
+            archived = False
+            waiting.clear()
         if entry.calls:
             unit = Group(entry)
             units.append(unit)

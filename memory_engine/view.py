@@ -35,12 +35,14 @@ def build_view(
     *,
     max_tool_result_tokens: int,
     turn_seq: int | None = None,
+    horizon: int = 0,
     closed: bool = False,
     cache: CopyCache | None = None,
 ) -> tuple[ViewStep, ...]:
     """The visible steps of the entries (which are in the order of `seq`), finished and counted.
 
-    - Results follow their call directly, in the order of the calls, however late they came.
+    - Results follow their call directly, in the order of the calls, however late they came; but none from `horizon` on
+      follows a call from before it.
     - Duplicate and orphan results are hidden, and so are open calls: those without a result at or after the newest user
       message (`turn_seq`, if it is not among the entries). In earlier turns, or with `closed`, a message loses the calls
       that were never answered; it disappears when nothing else is in it.
@@ -55,7 +57,7 @@ def build_view(
     copies = _Copies(count, max_tool_result_tokens, {} if cache is None else cache)
     steps: list[ViewStep] = []
     turn = 0
-    for unit in group(rows):
+    for unit in group(rows, horizon=horizon):
         if isinstance(unit, Group):
             if unit.hidden or unit.is_open(closed_before):
                 continue

@@ -141,6 +141,12 @@ def test_duplicate_and_orphan_results_are_hidden() -> None:
     ]
 
 
+def test_what_left_the_fifo_is_not_joined_by_what_is_still_in_it() -> None:
+    stored = entries(USER, call("a"), result("a"), call("b", text="One moment"), call("c"), result("c"), result("b"))
+    shown = build_view(stored, count, max_tool_result_tokens=1000, horizon=4, closed=True)
+    assert [step.seqs for step in shown] == [(0,), (1, 2), (3,), (4, 5)]
+
+
 def test_a_reused_id_is_matched_in_its_own_turn() -> None:
     assert ids(view(USER, call("a"), result("a"), USER, call("a"), result("a"))) == [f"m{n}" for n in range(6)]
 
