@@ -251,7 +251,7 @@ class ScopeBinding:
             if lease is not None:
                 return lease
             if loop.time() > end:
-                raise BlockError(f"The block {self.definition.name!r} is busy with a delivery; try again later.")
+                raise BlockError(f"The block {self.definition.name!r} is being changed by somebody else; try again later.")
             await asyncio.sleep(pause)
             pause = min(2 * pause, 0.25)
 

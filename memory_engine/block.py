@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -23,6 +23,7 @@ from memory_engine.truncation import truncate
 from memory_engine.usage import Usage
 
 T = TypeVar("T", bound="str | list[ContentBlock] | list[ChatMessage]")
+R = TypeVar("R")
 
 BLOCK_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
 """A name becomes a tag in the prompt and a key in the database."""
@@ -45,6 +46,27 @@ class Erased:
         return session_uid == self.session_uid and (self.seqs is None or seq in self.seqs)
 
 
+class Answers:
+    """What outside services answered during one delivery, by the order in which they were asked."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, Any] = {}
+        self._asked = 0
+
+    async def once(self, ask: Callable[[], Awaitable[R]]) -> R:
+        """What `ask` answers, or what it answered before `repeated`."""
+        place, self._asked = self._asked, self._asked + 1
+        if place not in self._known:
+            self._known[place] = await ask()
+        answer: R = self._known[place]
+        return answer
+
+    def repeated(self) -> Answers:
+        """The same answers, to be given again from the first on."""
+        self._asked = 0
+        return self
+
+
 @dataclass(frozen=True, slots=True)
 class BlockContext:
     """Where a bound copy stands.
@@ -55,7 +77,9 @@ class BlockContext:
     `query` what the caller asked (None: nothing).
     `erasing` lists what a reader of an outside store must leave out until `_aforget` has run. What `_aget` appends to
     `notes` stands in the receipt, for what went on although something was amiss. `usage` counts the calls of a model: what a
-    delivery adds goes to telemetry also when it fails; what `_aget` puts there stands in the receipt.
+    delivery adds goes to telemetry also when it fails; what `_aget` puts there stands in the receipt. In `_aget`,
+    `failed_usage` is what deliveries cost in this process that came to nothing. A delivery should be done by `deadline`, by
+    the clock of `time.monotonic()`; a little later it is given up. `flush_size` is about what it has at least, in tokens.
     """
 
     tenant: str
@@ -78,6 +102,19 @@ class BlockContext:
     erasing: tuple[Erased, ...] = ()
     notes: list[str] = field(default_factory=list)
     usage: Usage = field(default_factory=Usage)
+    failed_usage: Usage = field(default_factory=Usage)
+    deadline: float | None = None
+    flush_size: int | None = None
+    answers: Answers = field(default_factory=Answers)
+
+    async def once(self, ask: Callable[[], Awaitable[R]]) -> R:
+        """What `ask` answers; for a model or service that `_aput` should not ask, and pay, twice for one delivery.
+
+        When fields or records were changed by hand while `_aput` ran, its copy is discarded and it runs again on the new
+        state, in the same process. Then this gives the answers of the first run, in the order in which they were asked for.
+        A failed delivery, or one that another process repeats after a crash, asks anew.
+        """
+        return await self.answers.once(ask)
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,7 +326,11 @@ class BaseMemoryBlock(BaseModel, Generic[T]):
 
     @abstractmethod
     async def _aput(self, messages: list[ChatMessage]) -> None:
-        """Absorb flushed messages. What this changes in fields and records is committed with the cursor, exactly once."""
+        """Absorb flushed messages. What this changes in fields and records is committed with the cursor, exactly once.
+
+        It may run more than once for that: after a crash or a failure, and when the state was changed by hand meanwhile; see
+        `context.once` and `context.delivery_id`.
+        """
 
     async def atruncate(self, content: T, tokens_to_truncate: int) -> T | None:
         """`content`, cheaper by at least that many tokens; None leaves the section out.
@@ -349,9 +390,10 @@ class BaseMemoryBlock(BaseModel, Generic[T]):
         return self._bound().records
 
     def transaction(self) -> AbstractAsyncContextManager[None]:
-        """Change fields and records by hand: holds the pair's lease, refreshes the fields, commits at the end.
+        """Change fields and records by hand: refreshes the fields, keeps others from writing, commits at the end.
 
-        Inside a delivery or another transaction it joins that one.
+        It does not wait for a delivery that is under way: that one follows, on the state that this leaves. Inside a delivery
+        or another transaction it joins that one.
         """
         return self._bound().transaction()
 

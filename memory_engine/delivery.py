@@ -1,7 +1,9 @@
 """The outbox worker: takes pending (scope, block) pairs, lets the block absorb a chunk, commits state and cursor as one.
 
 A delivery is `claim -> read_chunk -> _aput -> commit_delivery`. Whatever happens in between, the cursor only moves with
-what the block made of the messages; a crash leaves the pair pending and its lease to run out.
+what the block made of the messages; a crash leaves the pair pending and its lease to run out. Nobody who changes a block by
+hand waits for `_aput`, which may be asking a model: when the state is another at the end, `_aput` runs again on that one,
+with the answers that it got (`BlockContext.once`).
 """
 
 from __future__ import annotations
@@ -21,9 +23,10 @@ from memory_engine.errors import BlockError, BlockTimeoutError, BlockUnavailable
 from memory_engine.guard import Interrupted, guarded
 from memory_engine.rows import message_of
 from memory_engine.settings import Clock, Limits
-from memory_engine.store import Chunk, Claim, ErasureClaim, StateChange, Store, WorkFilter
+from memory_engine.store import Chunk, Claim, ErasureClaim, StateChange, StateInUse, StateRow, Store, WorkFilter
 from memory_engine.telemetry import Telemetry
 from memory_engine.tokens import TokenCounter
+from memory_engine.usage import Usage
 
 T = TypeVar("T")
 
@@ -34,6 +37,12 @@ UNAVAILABLE = (BlockUnavailableError, BlockTimeoutError, TimeoutError, Connectio
 
 _LONGEST_WAIT = 3_600.0
 """Seconds that a service may ask for before it is tried again."""
+_NOTHING = Usage()
+_PAIRS = 4_096
+_MARGIN = 0.05
+"""The share of a delivery's time that is left for ending in order."""
+_IN_USE = 0.02
+"""Seconds until a state that is being changed by hand is looked at again, at first."""
 GRACE = 5.0
 """How long, in seconds, a worker that is stopped waits for the database to record what was done."""
 
@@ -62,6 +71,8 @@ class DeliveryWorker:
         self._running: set[asyncio.Task[None]] = set()
         # Consecutive failures of outside services per pair; only the back-off depends on it, so memory is enough.
         self._unavailable: dict[tuple[str, str], int] = {}
+        # What models cost in attempts that came to nothing: nothing of these is saved, so only this process can tell.
+        self._failed_usage: dict[tuple[str, str], Usage] = {}
 
     # -- life ------------------------------------------------------------------------------------------------
 
@@ -83,6 +94,18 @@ class DeliveryWorker:
         if tasks:
             await asyncio.gather(*tasks, return_exceptions=True)
         self._task = None
+
+    def failed_usage(self, scope_key: str, block: str) -> Usage:
+        """What the model of a block was asked in this process for deliveries that failed."""
+        return self._failed_usage.get((scope_key, block), _NOTHING)
+
+    def _note_failed_usage(self, pair: tuple[str, str], usage: Usage) -> None:
+        total = self._failed_usage.pop(pair, None) or Usage()
+        total.add(usage)
+        # The pairs that failed last stay.
+        self._failed_usage[pair] = total
+        if len(self._failed_usage) > _PAIRS:
+            del self._failed_usage[next(iter(self._failed_usage))]
 
     async def settled(self, timeout: float) -> None:
         """Wait until a delivery ended in this process, at most `timeout` seconds."""
@@ -195,43 +218,64 @@ class DeliveryWorker:
         """Let the block absorb one chunk; whether it did and the claim may go on."""
         name = claim.lease.block
         started = time.perf_counter()
+        pair = (claim.lease.scope_key, name)
+        context = self._context(claim, chunk)
         try:
-            binding = await self._absorb(claim, chunk)
+            binding = await self._absorb(claim, chunk, context)
             # What the block has done counts, also when the engine closes meanwhile: its model is not called twice for it.
-            done = await _to_the_end(self._commit(claim, chunk, binding))
+            done = await _to_the_end(self._commit(claim, chunk, context, binding))
         except (Interrupted, asyncio.CancelledError) as error:
             if isinstance(error, asyncio.CancelledError):
                 raise
             log.info("a delivery to block %r was given up: its lease or its session is gone", name)
             return False
         except Exception as error:  # noqa: BLE001 - the boundary to code that is not ours: any failure is kept and retried
+            if context.usage.calls:
+                self._note_failed_usage(pair, context.usage)
             await _to_the_end(self._failed(claim, chunk, error))
             return False
-        self._unavailable.pop((claim.lease.scope_key, name), None)
+        self._unavailable.pop(pair, None)
         self._telemetry.delivered(name, time.perf_counter() - started, "done" if done else "overtaken")
         return done
 
-    async def _commit(self, claim: Claim, chunk: Chunk, binding: ScopeBinding | None) -> bool:
+    async def _commit(self, claim: Claim, chunk: Chunk, context: BlockContext, binding: ScopeBinding | None) -> bool:
         change = StateChange() if binding is None else await binding.changed()
-        return await self._store.commit_delivery(claim, chunk, change) is not None
+        try:
+            return await self._store.commit_delivery(claim, chunk, change) is not None
+        except StateInUse:
+            log.debug("block %r was changed by hand during a delivery", claim.lease.block)
+        async with kept(self._store, claim.lease, claim.session, self._settings.limits.lease) as lost:
+            pause = _IN_USE
+            while not lost.is_set():
+                state = await self._store.read_state(claim.lease.scope_key, claim.lease.block)
+                if state.version != chunk.state.version:
+                    chunk = replace(chunk, state=state)
+                    context = _repeated(context, state)
+                    binding = await self._absorb(claim, chunk, context)
+                    change = StateChange() if binding is None else await binding.changed()
+                try:
+                    return await self._store.commit_delivery(claim, chunk, change) is not None
+                except StateInUse:
+                    await asyncio.sleep(pause)
+                    pause = min(2 * pause, self._settings.limits.poll)
+        return False
 
-    async def _absorb(self, claim: Claim, chunk: Chunk) -> ScopeBinding | None:
+    async def _absorb(self, claim: Claim, chunk: Chunk, context: BlockContext) -> ScopeBinding | None:
         """The binding of a copy that absorbed the chunk; None if there was nothing left in it."""
         if not chunk.rows:
             return None
         definition = self._settings.definitions[claim.lease.block]
-        context = self._context(claim, chunk)
         block, binding = bind(self._store, definition, context, chunk.state, session=claim.session, writable=True)
         messages = [message_of(row) for row in chunk.rows]
         try:
             with self._telemetry.span("memory_engine.delivery", block=definition.name, messages=len(messages)):
                 await self._leased(claim, block._aput(messages), f"Block {definition.name!r}: _aput")
         finally:
+            # Calls are paid for also when the delivery fails in the end.
             self._used(definition.name, context)
         return binding
 
     def _used(self, name: str, context: BlockContext) -> None:
-        # Calls are paid for also when the delivery fails in the end.
         if context.usage.calls:
             self._telemetry.used(name, context.usage)
 
@@ -257,6 +301,8 @@ class DeliveryWorker:
             attempt=claim.attempts + 1,
             state_version=chunk.state.version,
             deleted_version=chunk.state.deleted_version,
+            deadline=time.monotonic() + (1 - _MARGIN) * self._settings.limits.delivery,
+            flush_size=self._settings.flush_size,
         )
 
     async def _failed(self, claim: Claim, chunk: Chunk, error: Exception) -> None:
@@ -293,7 +339,10 @@ class DeliveryWorker:
         limits = self._settings.limits
         definition = self._settings.definitions[claim.lease.block]
         if not can_forget(definition):
-            await self._store.commit_erasure(claim, StateChange(), rebuild=claim.erasure.session_uid is not None)
+            try:
+                await self._store.commit_erasure(claim, StateChange(), rebuild=claim.erasure.session_uid is not None)
+            except StateInUse:
+                log.debug("block %r is rebuilt when nobody changes it by hand any more", definition.name)
             return
         erasure = claim.erasure
         context = BlockContext(
@@ -311,12 +360,32 @@ class DeliveryWorker:
             erasing=(Erased(erasure.session_uid, erasure.seqs),),
         )
         try:
-            block, binding = bind(self._store, definition, context, claim.state, session=None, writable=True)
-            await self._leased(claim, block._aforget(erasure.session_uid, erasure.seqs), f"Block {definition.name!r}: _aforget")
-            await self._store.commit_erasure(claim, await binding.changed(), rebuild=False)
+            while True:
+                block, binding = bind(self._store, definition, context, claim.state, session=None, writable=True)
+                forgetting = block._aforget(erasure.session_uid, erasure.seqs)
+                await self._leased(claim, forgetting, f"Block {definition.name!r}: _aforget")
+                try:
+                    await self._store.commit_erasure(claim, await binding.changed(), rebuild=False)
+                    return
+                except StateInUse:
+                    await asyncio.sleep(_IN_USE)
+                    claim = replace(claim, state=await self._store.read_state(claim.lease.scope_key, claim.lease.block))
+                    context = _repeated(context, claim.state)
         except Exception as error:  # noqa: BLE001 - as for deliveries; an erasure is never given up
             log.warning("block %r could not forget yet: %s", definition.name, describe(error))
             await _to_the_end(self._store.fail_erasure(claim, describe(error), retry_in=limits.first_retry))
+
+
+def _repeated(context: BlockContext, state: StateRow) -> BlockContext:
+    """The context of the same delivery on another state; what outside services answered is kept, what it cost is told."""
+    return replace(
+        context,
+        state_version=state.version,
+        deleted_version=state.deleted_version,
+        answers=context.answers.repeated(),
+        usage=Usage(),
+        notes=[],
+    )
 
 
 def describe(error: BaseException) -> str:

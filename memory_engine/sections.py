@@ -167,6 +167,7 @@ class Sections:
             state_version=saved.version,
             deleted_version=saved.deleted_version,
             erasing=erasing,
+            failed_usage=core.worker.failed_usage(context.scope_key, definition.name),
         )
         lease = core.settings.limits.lease
         block, _ = bind(core.store, definition, context, saved, session=self._row, writable=False, lease=lease)

@@ -230,13 +230,22 @@ class StateChange:
         return self.state is None and not self.put and not self.delete
 
 
+Purpose = Literal["deliver", "write"]
+"""What a lease is for: to carry out deliveries and erasures, or to change state by hand."""
+
+
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """The right to write one (scope, block) pair until `seconds` after its last renewal, by the database's clock."""
+    """A right to one (scope, block) pair until `seconds` after its last renewal, by the database's clock.
+
+    Those who deliver exclude each other, and so do those who write by hand; but writing by hand does not wait for a delivery,
+    whose block may be asking a model. What a delivery made of a state that was changed meanwhile cannot be committed.
+    """
 
     scope_key: str
     block: str
     token: str
+    purpose: Purpose = "deliver"
 
 
 @dataclass(frozen=True, slots=True)
@@ -472,6 +481,8 @@ class Store(Protocol):
         """Write fields, records and cursor (or drop the parked chunk), clear the attempts: one transaction.
 
         Only if the lease is held and uid and epoch are those of the claim; else None, and nothing is written.
+
+        :raises StateInUse: somebody is changing the state by hand, or it is not that of the chunk any more.
         """
 
     async def fail_delivery(
@@ -491,11 +502,13 @@ class Store(Protocol):
         """Make parked chunks of a session due again. Returns how many."""
 
     async def claim_erasures(self, work: WorkFilter, *, seconds: float, limit: int) -> tuple[ErasureClaim, ...]:
-        """Take due erasures of these blocks whose pair has no live lease."""
+        """Take due erasures of these blocks whose pair has no live lease, of either purpose."""
 
     async def commit_erasure(self, claim: ErasureClaim, change: StateChange, *, rebuild: bool) -> bool:
         """Finish an erasure: write the change, or with `rebuild` drop the scope's state and records and set the
         cursors of its sessions back to their start, so that what remains is absorbed anew. False if the lease is lost.
+
+        :raises StateInUse: somebody is changing the state by hand, or it is not that of the claim any more.
         """
 
     async def fail_erasure(self, claim: ErasureClaim, error: str, *, retry_in: float) -> None:
@@ -504,7 +517,7 @@ class Store(Protocol):
     # -- block state -----------------------------------------------------------------------------------------
 
     async def lease(self, scope_key: str, block: str, *, seconds: float) -> Lease | None:
-        """Take the lease of a pair for a correction by hand; None when somebody else holds it."""
+        """Take the lease to write a pair by hand; None when somebody else holds it. Until it ends no delivery commits."""
 
     async def commit_change(self, lease: Lease, change: StateChange, *, session: SessionRow | None) -> StateRow | None:
         """Write a correction, keeping the lease; None when it is lost or the session was erased meanwhile."""
@@ -534,3 +547,7 @@ class Store(Protocol):
 
 class TokenizerChanged(Exception):
     """Internal: the session's counts were made by another tokenizer; the caller recounts and tries again."""
+
+
+class StateInUse(Exception):
+    """Internal: what a delivery or erasure made cannot be written now; its caller looks at the state and tries again."""

@@ -15,7 +15,7 @@ from memory_engine.blocks.entities.prompts import Found, data_of, entities_of, i
 from memory_engine.blocks.understanding.block import ModelBlock
 from memory_engine.blocks.understanding.mentions import Searched, folded, mentions
 from memory_engine.blocks.understanding.sentences import cut_at_sentence
-from memory_engine.blocks.understanding.transcript import Transcript, said, transcript_of
+from memory_engine.blocks.understanding.transcript import Transcript, said
 
 __all__ = ["Entity", "EntityMemoryBlock"]
 
@@ -55,7 +55,7 @@ class EntityMemoryBlock(ModelBlock):
 
     async def _aput(self, messages: list[ChatMessage]) -> None:
         seqs = self.context.seqs[: len(messages)]
-        transcript = transcript_of(messages, seqs)
+        transcript = await self.transcript(messages, seqs)
         if transcript.empty:
             return
         known = await self._known()
@@ -106,7 +106,7 @@ class EntityMemoryBlock(ModelBlock):
     # -- showing ---------------------------------------------------------------------------------------------
 
     async def _aget(self, messages: list[ChatMessage] | None = None, **block_kwargs: Any) -> list[ContentBlock]:
-        self.tell_usage()
+        self.tell()
         asked = _text_of(self.context.query or ())
         newest_messages = (messages or [])[-self.recent_messages - len(self.context.query or ()) :]
         recent = _text_of(newest_messages) if self.recent_messages else asked

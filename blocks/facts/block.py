@@ -31,7 +31,7 @@ from memory_engine.blocks.facts.prompts import (
 from memory_engine.blocks.facts.replies import Patience, Reply, read_operations, text_of
 from memory_engine.blocks.facts.worth import best, worths
 from memory_engine.blocks.understanding.block import ModelBlock
-from memory_engine.blocks.understanding.transcript import Transcript, said, transcript_of
+from memory_engine.blocks.understanding.transcript import Transcript, said
 from memory_engine.errors import BlockError
 
 log = logging.getLogger("memory_engine.blocks.facts")
@@ -90,7 +90,7 @@ class FactExtractionMemoryBlock(ModelBlock):
     # -- absorbing -------------------------------------------------------------------------------------------
 
     async def _aput(self, messages: list[ChatMessage]) -> None:
-        transcript = transcript_of(messages, self.context.seqs)
+        transcript = await self.transcript(messages, self.context.seqs)
         if transcript.empty:
             return
         before = await self._records(CURRENT)
@@ -119,8 +119,13 @@ class FactExtractionMemoryBlock(ModelBlock):
                 max_facts=self.max_facts,
                 fact_count=len(current),
             )
+
+        async def numbers_shown() -> list[int]:
+            return [entry.number for entry in shown]
+
+        # The reply is about the facts that the model was shown, also when others hold by the time it is carried out.
+        numbers = await self.context.once(numbers_shown)
         reply = await self.ask(instructions, data_of(shown, transcript.text), Patience(read_operations))
-        numbers = [entry.number for entry in shown]
         ignored = [*reply.wrong]
         ignored += apply(ledger, reply.found, chunk, shown=numbers, most_new=max(_LEAST_NEW, self.max_facts))
         if full:
@@ -150,7 +155,7 @@ class FactExtractionMemoryBlock(ModelBlock):
     # -- recalling -------------------------------------------------------------------------------------------
 
     async def _aget(self, messages: list[ChatMessage] | None = None, **block_kwargs: Any) -> list[ContentBlock]:
-        self.tell_usage()
+        self.tell()
         if self.ignored_parts:
             self.context.notes.append(f"{self.ignored_parts} parts of replies were ignored so far, the log says why")
         ledger = await self._read(CURRENT)
@@ -238,7 +243,7 @@ class FactExtractionMemoryBlock(ModelBlock):
             ledger = await self._ledger(before)
             ledger.erase(lambda uid, seq: seq is not None)
             self._save(ledger, before)
-            self.condensings = self.model_calls = self.model_input_tokens = self.model_output_tokens = 0
+            self.condensings = 0
             self._bound().absorb_again(keep_fields=True)
 
     # -- storage ---------------------------------------------------------------------------------------------

@@ -45,8 +45,12 @@ def most_updated(current: int) -> int:
 
 
 def apply(ledger: Ledger, operations: Sequence[Operation], chunk: Chunk, *, shown: Iterable[int], most_new: int) -> list[str]:
-    """Carry out the operations that make sense, in their order. Returns why the others were ignored, without their texts."""
+    """Carry out the operations that make sense, in their order. Returns why the others were ignored, without their texts.
+
+    A shown fact that does not hold any more was ended or erased while the model was asked. What takes its place is new then.
+    """
     known = frozenset(shown)
+    gone = frozenset([number for number in known if not ledger.holds(number)])
     left = {Retract: most_ended(len(ledger.current)), Update: most_updated(len(ledger.current)), Add: most_new}
     ignored: list[str] = []
     for place, operation in enumerate(operations, 1):
@@ -54,25 +58,21 @@ def apply(ledger: Ledger, operations: Sequence[Operation], chunk: Chunk, *, show
         if proven is None:
             ignored.append(f"operation {place} names no message of the chunk")
             continue
-        if not isinstance(operation, Add) and (operation.fact not in known or not ledger.holds(operation.fact)):
+        orphaned = isinstance(operation, Update) and operation.fact in gone
+        if not isinstance(operation, Add) and not orphaned and not (operation.fact in known and ledger.holds(operation.fact)):
             ignored.append(f"operation {place} is about f{operation.fact}, which is no fact that holds and was shown")
             continue
         if not left[type(operation)]:
             ignored.append(f"operation {place} is one {type(operation).__name__.lower()} more than one chunk may bring")
             continue
         left[type(operation)] -= 1
-        if isinstance(operation, Add):
-            ledger.add(operation.text, *proven)
+        if isinstance(operation, Retract):
+            ledger.retract(operation.fact, *proven)
+        elif isinstance(operation, Update) and not orphaned:
+            ledger.update(operation.fact, operation.text, *proven)
         else:
-            _end(ledger, operation, *proven)
+            ledger.add(operation.text, *proven)
     return ignored
-
-
-def _end(ledger: Ledger, operation: Update | Retract, proofs: Sequence[Proof], since: datetime) -> None:
-    if isinstance(operation, Update):
-        ledger.update(operation.fact, operation.text, proofs, since)
-    else:
-        ledger.retract(operation.fact, proofs, since)
 
 
 def condense(ledger: Ledger, merges: Sequence[Merge], *, shown: Iterable[int], max_facts: int, since: datetime) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import random
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -44,8 +45,12 @@ class ModelCaller:
         """Whether it calls exactly that model in that way."""
         return self._given is llm and (self._timeout, self._retries) == (timeout, retries)
 
-    async def complete(self, prompt: Prompt, *, count: Callable[[str], int], usage: Usage) -> str:
+    async def complete(
+        self, prompt: Prompt, *, count: Callable[[str], int], usage: Usage, deadline: float | None = None
+    ) -> str:
         """The answer to a prompt; every call is counted in `usage`, with `count` where the model does not say its tokens.
+
+        Nothing goes on beyond `deadline`, by the clock of `time.monotonic()`.
 
         :raises BlockUnavailableError: the model does not answer, or not now.
         :raises BlockResultError: it answered with something that is no text.
@@ -55,18 +60,20 @@ class ModelCaller:
         while True:
             usage.calls += 1
             try:
-                completion = await self._once(prompt)
+                completion = await self._once(prompt, self._seconds(deadline))
             except Exception as error:  # noqa: BLE001 - models are code of others, and their clients have errors of their own
                 usage.failed += 1
                 translated = translate(error, self._who)
                 wait = asked_to_wait(error)
+                own = FIRST_PAUSE * 2**attempt * random.uniform(0.5, 1)
+                pausing = min(own if wait is None else wait, self._max_wait)
                 again = attempt < self._retries and (wait is None or wait <= self._max_wait)
+                again = again and (deadline is None or time.monotonic() + pausing < deadline)
                 if not isinstance(translated, BlockUnavailableError) or not again:
                     if isinstance(translated, BlockUnavailableError) and wait is not None:
                         translated.retry_after = wait
                     raise translated from (None if translated is error else error)
-                own = FIRST_PAUSE * 2**attempt * random.uniform(0.5, 1)
-                await pause(min(own if wait is None else wait, self._max_wait))
+                await pause(pausing)
                 attempt += 1
                 continue
             told, answered = completion.input_tokens, completion.output_tokens
@@ -74,11 +81,14 @@ class ModelCaller:
             usage.output_tokens += count(completion.text) if answered is None else answered
             return completion.text
 
-    async def _once(self, prompt: Prompt) -> Completion:
+    def _seconds(self, deadline: float | None) -> float:
+        return self._timeout if deadline is None else max(0.0, min(self._timeout, deadline - time.monotonic()))
+
+    async def _once(self, prompt: Prompt, seconds: float) -> Completion:
         # A copy, because some models write into what they are given.
         messages: Prompt = [{"role": one["role"], "content": one["content"]} for one in prompt]
         try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(seconds):
                 answer: Any
                 if is_async(self._model):
                     answer = self._model(messages)
@@ -89,7 +99,7 @@ class ModelCaller:
                 if inspect.isawaitable(answer):
                     answer = await answer
         except TimeoutError as error:
-            raise BlockUnavailableError(f"{self._who} did not answer within {self._timeout:g} seconds.") from error
+            raise BlockUnavailableError(f"{self._who} did not answer within {seconds:g} seconds.") from error
         completion = answer if isinstance(answer, Completion) else Completion(answer)
         if not isinstance(completion.text, str):
             raise BlockResultError(f"{self._who} answered with {type(completion.text).__name__}; it must return a str.")

@@ -18,12 +18,14 @@ from memory_engine.blocks.summary.spans import Span, joined
 from memory_engine.blocks.understanding.block import ModelBlock
 from memory_engine.blocks.understanding.replies import UnusableReplyError
 from memory_engine.blocks.understanding.sentences import clean, one_line
-from memory_engine.blocks.understanding.transcript import said, transcript_of
+from memory_engine.blocks.understanding.transcript import said
 from memory_engine.errors import BlockError
 
 log = logging.getLogger("memory_engine.blocks.summary")
 
 _VERSION = "version:"
+_ABOUT = 40
+"""Tokens that a message has in a prompt besides its text."""
 _BEFORE = "before"
 """The record that keeps the spans of versions which are not kept any more."""
 
@@ -63,7 +65,8 @@ class SummaryMemoryBlock(ModelBlock):
     max_summary_tokens: int = Field(default=512, gt=0, exclude=True)
     """The most that the summary may have."""
     summarize_every: int = Field(default=1, gt=0, exclude=True)
-    """After so many chunks the summary is written anew; a chunk has at least the flush size of the memory."""
+    """After so many chunks the summary is written anew, earlier if one call could not be given all of them; a chunk has at
+    least the flush size of the memory."""
     must_keep: list[str] = Field(default_factory=list, exclude=True)
     """Texts that every summary has word for word once they were said; case and white space do not count."""
     prompt: str = Field(default=PROMPT, exclude=True)
@@ -79,6 +82,8 @@ class SummaryMemoryBlock(ModelBlock):
     """State: the messages that wait to be summarised."""
     waiting_chunks: int = 0
     """State: in how many chunks they came."""
+    waiting_tokens: int = 0
+    """State: about how many tokens they have."""
     kept: list[str] = Field(default_factory=list)
     """State: those of `must_keep` that were said."""
     pinned: list[str] = Field(default_factory=list)
@@ -112,7 +117,7 @@ class SummaryMemoryBlock(ModelBlock):
 
         :raises BlockError: there is none; nothing changes, and the delivery is tried again.
         """
-        conversation = transcript_of(messages, range(len(messages))).text
+        conversation = (await self.transcript(messages, range(len(messages)))).text
         pins = self._pins()
         instructions = instructions_of(self.max_summary_tokens, pins)
         drafts: list[str] = []
@@ -143,16 +148,22 @@ class SummaryMemoryBlock(ModelBlock):
             return
         context = self.context
         here: Span = (context.session_uid, context.seqs[0], context.seqs[-1] + 1)
-        has_text = any(said(message) for message in messages)
-        if not has_text or self.waiting_chunks + 1 < self.summarize_every:
+        texts = [text for message in messages if (text := said(message))]
+        tokens = sum([context.count(text) + _ABOUT for text in texts])
+        if not tokens or not self._is_due(tokens):
             self.waiting = joined(self.waiting, [here])
-            self.waiting_chunks += has_text
+            self.waiting_chunks += bool(tokens)
+            self.waiting_tokens += tokens
             return
         material = [message for _, message in await self._messages(self.waiting)] + messages
         self._note_pins(material)
         self.summary = self._fitted(await self.summarize(material, self.summary))
         await self._keep_version(joined(self.waiting, [here]))
-        self.waiting, self.waiting_chunks = [], 0
+        self.waiting, self.waiting_chunks, self.waiting_tokens = [], 0, 0
+
+    def _is_due(self, tokens: int) -> bool:
+        """Whether a chunk of so many tokens is the last to wait for: the next might be more than one call can be given."""
+        return self.waiting_chunks + 1 >= self.summarize_every or self.waiting_tokens + 2 * tokens > self.most_input
 
     def _note_pins(self, messages: Sequence[ChatMessage]) -> None:
         texts = [self.summary, *(said(message) for message in messages)]
@@ -235,7 +246,7 @@ class SummaryMemoryBlock(ModelBlock):
     # -- showing ---------------------------------------------------------------------------------------------
 
     async def _aget(self, messages: list[ChatMessage] | None = None, **block_kwargs: Any) -> list[ContentBlock]:
-        self.tell_usage()
+        self.tell()
         items: list[ContentBlock] = []
         if self.summary:
             # Again, because the definition may allow less than when it was written.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,9 @@ from memory_engine.messages import AudioBlock, DocumentBlock, ImageBlock, TextBl
 
 LONGEST = 16_000
 """Characters of a message that a model is given, about 4,000 tokens."""
+_SHORTEST = 40
+_NONE = range(0)
+_PER_TOKEN = 16
 OWN_TOOLS = frozenset({"remember", "search_memory", "forget"})
 """The names of the tools that `memory.as_tools()` gives."""
 _TAGS = ("conversation", "message")
@@ -25,6 +28,8 @@ class Transcript:
 
     text: str
     seqs: Mapping[int, int]
+    shortened: int = 0
+    """How many messages are there only with their beginning and their end, or not at all."""
 
     @property
     def empty(self) -> bool:
@@ -32,22 +37,80 @@ class Transcript:
         return not self.seqs
 
 
-def transcript_of(messages: Sequence[ChatMessage], seqs: Sequence[int]) -> Transcript:
+def fitting_transcript(
+    messages: Sequence[ChatMessage], seqs: Sequence[int], *, count: Callable[[str], int], limit: int
+) -> Transcript:
+    """The transcript in `limit` tokens: when it has more, the longest messages lose more of their middle.
+
+    When nothing is left of them to lose, messages in the middle of the conversation are left out.
+    """
+    lengths = [len(said(message)) for message in messages]
+    # Beyond that no text has so few tokens; a custom tokenizer may be slow.
+    longest = min(LONGEST, _level(lengths, _PER_TOKEN * limit))
+    while True:
+        transcript = transcript_of(messages, seqs, longest=longest)
+        tokens = count(transcript.text)
+        if tokens <= limit:
+            return transcript
+        if longest <= _SHORTEST:
+            break
+        room = int(0.95 * sum([min(length, longest) for length in lengths]) * limit / tokens)
+        longest = max(_SHORTEST, min(longest - 1, _level(lengths, room)))
+    least, most = 0, max(0, len(messages) - 1)
+    while most - least > 1:
+        middle = (most + least) // 2
+        if count(_without_middle(messages, seqs, middle).text) <= limit:
+            most = middle
+        else:
+            least = middle
+    return _without_middle(messages, seqs, most)
+
+
+def _without_middle(messages: Sequence[ChatMessage], seqs: Sequence[int], left_out: int) -> Transcript:
+    """The ends of the messages, but for so many in the middle."""
+    start = (len(messages) - left_out + 1) // 2
+    return transcript_of(messages, seqs, longest=_SHORTEST, without=range(start, start + left_out))
+
+
+def _level(lengths: Sequence[int], room: int) -> int:
+    """The length to which the longest are to be cut, so that all of them have `room` characters together."""
+    left = room
+    for place, length in enumerate(ordered := sorted(lengths)):
+        share = left // (len(ordered) - place)
+        if length > share:
+            return share
+        left -= length
+    return max(ordered, default=0)
+
+
+def transcript_of(
+    messages: Sequence[ChatMessage], seqs: Sequence[int], *, longest: int = LONGEST, without: range = _NONE
+) -> Transcript:
     """The messages that say anything, each in a tag with a short number, in their order.
 
     Numbers count from 1: ids would cost more tokens than many messages, and a model cannot name a message it was not
     given. Calls of tools and what they returned are text, so that no provider sees a call without its result. What memory
     itself had inserted, what its own tools were asked and returned, and what a model only thought, is left out: else memory
     would remember itself, and what was erased would stay proven by it. Text cannot close its tag. Of a message with more than
-    `LONGEST` characters the middle is left out: what a tool returned may be larger than any model can read.
+    `longest` characters the middle is left out: what a tool returned may be larger than any model can read. The messages at the
+    places `without` are left out.
     """
+    shortened = left_out = 0
     written: list[str] = []
     numbers: dict[int, int] = {}
     own = {call.id for message in messages for call in message.tool_calls if call.name in OWN_TOOLS}
-    for message, seq in zip(messages, seqs, strict=True):
-        text = _shortened(said(message, own))
+    for place, (message, seq) in enumerate(zip(messages, seqs, strict=True)):
+        text = said(message, own)
         if not text:
             continue
+        if place in without:
+            if not left_out:
+                written.append(f"[{len(without)} messages left out]")
+            left_out += 1
+            continue
+        if len(text) > longest:
+            text = _shortened(text, longest)
+            shortened += 1
         number = len(numbers) + 1
         numbers[number] = seq
         about = {"n": str(number), "role": message.role, "name": message.name or ""}
@@ -55,13 +118,11 @@ def transcript_of(messages: Sequence[ChatMessage], seqs: Sequence[int]) -> Trans
             about["time"] = message.created_at.strftime("%Y-%m-%d %H:%M")
         attributes = "".join(f' {key}="{_attribute(value)}"' for key, value in about.items() if value)
         written.append(f"<message{attributes}>\n{escape(text, _TAGS)}\n</message>")
-    return Transcript("<conversation>\n" + "\n".join([*written, "</conversation>"]), numbers)
+    return Transcript("<conversation>\n" + "\n".join([*written, "</conversation>"]), numbers, shortened + left_out)
 
 
-def _shortened(text: str) -> str:
-    if len(text) <= LONGEST:
-        return text
-    half = LONGEST // 2
+def _shortened(text: str, longest: int) -> str:
+    half = longest // 2
     return f"{text[:half]}\n[{len(text) - 2 * half:,} characters left out]\n{text[-half:]}"
 
 

@@ -72,11 +72,19 @@ class Deliveries:
 
     def _waiting(self, kind: str, table: Any, due: Any, where: Sequence[Any], work: WorkFilter) -> Select[Any]:
         leases = self._tables.leases
-        same_pair = and_(leases.c.scope_key == table.c.scope_key, leases.c.block == table.c.block)
-        free = case((leases.c.until > due, leases.c.until), else_=due)
-        source = table.outerjoin(leases, same_pair)
+        until = select(func.max(leases.c.until)).where(*self._in_the_way(table)).scalar_subquery()
+        free = case((until > due, until), else_=due)
         statement = select(literal(kind).label("kind"), func.count(), func.min(free) - epoch_seconds())
-        return statement.select_from(source).where(table.c.block.in_(work.blocks), *where, *self._of(table, work))
+        return statement.select_from(table).where(table.c.block.in_(work.blocks), *where, *self._of(table, work))
+
+    def _in_the_way(self, table: Any) -> list[Any]:
+        """The leases that keep a row from being claimed.
+
+        Erasures come after whoever writes by hand: an outside store may have got something from them that is to be erased.
+        """
+        leases = self._tables.leases
+        same_pair = [leases.c.scope_key == table.c.scope_key, leases.c.block == table.c.block]
+        return same_pair if table is self._tables.erasures else [*same_pair, leases.c.purpose == "deliver"]
 
     def _of(self, table: Any, work: WorkFilter) -> list[Any]:
         """The conditions that a row belongs to the tenant and session of a filter."""
@@ -139,11 +147,7 @@ class Deliveries:
 
     def _free(self, table: Any) -> Any:
         leases = self._tables.leases
-        return ~(
-            select(leases.c.token)
-            .where(leases.c.scope_key == table.c.scope_key, leases.c.block == table.c.block, leases.c.until > epoch_seconds())
-            .exists()
-        )
+        return ~select(leases.c.token).where(*self._in_the_way(table), leases.c.until > epoch_seconds()).exists()
 
     def _cursor_statement(self, work: WorkFilter, limit: int) -> Select[Any]:
         """Due cursors of free pairs, those that wait longest first."""
@@ -229,7 +233,7 @@ class Deliveries:
     def commit_delivery(self, connection: Connection, claim: Claim, chunk: Chunk, change: StateChange) -> StateRow | None:
         if not self._leases.held(connection, claim.lease, claim.session) or not self._done(connection, claim, chunk):
             return None
-        return self._states.apply(connection, claim.lease.scope_key, claim.lease.block, change)
+        return self._states.commit(connection, self._leases, claim.lease, change, version=chunk.state.version)
 
     def _done(self, connection: Connection, claim: Claim, chunk: Chunk) -> bool:
         """Take a delivered chunk off the queue; False when it is not on it any more."""
@@ -320,11 +324,11 @@ class Deliveries:
             return False
         if self._gone(connection, erasure):
             return True
-        if rebuild:
-            if self._committed(connection, erasure):
+        if not rebuild:
+            self._states.commit(connection, self._leases, claim.lease, change, version=claim.state.version)
+        elif self._committed(connection, erasure):
+            with self._leases.writing(connection, claim.lease):
                 self._rebuild(connection, erasure.scope_key, erasure.block)
-        else:
-            self._states.apply(connection, erasure.scope_key, erasure.block, change)
         return True
 
     def _gone(self, connection: Connection, erasure: Erasure) -> bool:

@@ -6,6 +6,7 @@ import os
 import secrets
 import socket
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from itertools import islice
 from typing import Any, TypeVar
@@ -14,7 +15,7 @@ from sqlalchemy import Connection, Select, bindparam, delete, func, insert, sele
 from sqlalchemy.dialects import postgresql, sqlite
 
 from memory_engine.sql.tables import Tables, epoch_seconds
-from memory_engine.store import Lease, RecordRow, SessionRow, StateChange, StateRow
+from memory_engine.store import Lease, Purpose, RecordRow, SessionRow, StateChange, StateInUse, StateRow
 
 T = TypeVar("T")
 
@@ -43,8 +44,12 @@ def after_prefix(prefix: str) -> str | None:
     return None
 
 
+_MOMENT = 10.0
+"""Seconds of a lease that is given back in the transaction that takes it."""
+
+
 class Leases:
-    """The right to write a (scope, block) pair, by the database's clock."""
+    """The rights to deliver to, and to write, a (scope, block) pair, by the database's clock."""
 
     def __init__(self, tables: Tables) -> None:
         self._tables = tables
@@ -53,6 +58,7 @@ class Leases:
         mine = (
             leases.c.scope_key == bindparam("p_scope"),
             leases.c.block == bindparam("p_block"),
+            leases.c.purpose == bindparam("p_purpose"),
             leases.c.token == bindparam("p_token"),
         )
         self._alive = (*mine, leases.c.until > epoch_seconds())
@@ -63,21 +69,35 @@ class Leases:
         self._renew = update(leases).where(*self._alive).values(until=epoch_seconds() + bindparam("p_seconds"))
         self._release = delete(leases).where(*mine)
 
-    def take(self, connection: Connection, scope_key: str, block: str, seconds: float) -> Lease | None:
+    def take(
+        self, connection: Connection, scope_key: str, block: str, seconds: float, purpose: Purpose = "deliver"
+    ) -> Lease | None:
         """The lease of a pair, unless it is alive in other hands."""
         leases = self._tables.leases
         token = secrets.token_hex(16)
         until = epoch_seconds() + seconds
         statement = upsert(connection, leases).values(
-            scope_key=scope_key, block=block, owner=self._owner, token=token, until=until
+            scope_key=scope_key, block=block, purpose=purpose, owner=self._owner, token=token, until=until
         )
         statement = statement.on_conflict_do_update(
-            index_elements=[leases.c.scope_key, leases.c.block],
+            index_elements=[leases.c.scope_key, leases.c.block, leases.c.purpose],
             set_={"owner": self._owner, "token": token, "until": until},
             where=leases.c.until <= epoch_seconds(),
         ).returning(leases.c.token)
         taken = connection.execute(statement).first()
-        return Lease(scope_key, block, token) if taken is not None else None
+        return Lease(scope_key, block, token, purpose) if taken is not None else None
+
+    @contextmanager
+    def writing(self, connection: Connection, lease: Lease) -> Iterator[None]:
+        """Keep everybody from writing the pair by hand to the end of the transaction that commits a delivery to it.
+
+        :raises StateInUse: somebody is at it.
+        """
+        mine = self.take(connection, lease.scope_key, lease.block, _MOMENT, "write")
+        if mine is None:
+            raise StateInUse
+        yield
+        self.release(connection, mine)
 
     def held(self, connection: Connection, lease: Lease, session: SessionRow | None = None) -> bool:
         """Whether the lease is alive and the session, if given, is still of the same uid and epoch."""
@@ -107,7 +127,7 @@ class Leases:
 
 
 def _parameters(lease: Lease) -> dict[str, str]:
-    return {"p_scope": lease.scope_key, "p_block": lease.block, "p_token": lease.token}
+    return {"p_scope": lease.scope_key, "p_block": lease.block, "p_purpose": lease.purpose, "p_token": lease.token}
 
 
 class States:
@@ -130,6 +150,18 @@ class States:
     def read(self, connection: Connection, scope_key: str, block: str) -> StateRow:
         row = connection.execute(self._select, {"p_scope": scope_key, "p_block": block}).first()
         return StateRow() if row is None else StateRow(*row)
+
+    def commit(self, connection: Connection, leases: Leases, lease: Lease, change: StateChange, *, version: int) -> StateRow:
+        """Write what a delivery made of the state of that version.
+
+        :raises StateInUse: the state is another by now, or is being changed by hand.
+        """
+        if change.empty:
+            return self.read(connection, lease.scope_key, lease.block)
+        with leases.writing(connection, lease):
+            if self.read(connection, lease.scope_key, lease.block).version != version:
+                raise StateInUse
+            return self.apply(connection, lease.scope_key, lease.block, change)
 
     def apply(self, connection: Connection, scope_key: str, block: str, change: StateChange) -> StateRow:
         """Write a change under a new version; returns the state as it is then."""

@@ -262,7 +262,7 @@ class SqlStore:
     # -- block state -----------------------------------------------------------------------------------------
 
     async def lease(self, scope_key: str, block: str, *, seconds: float) -> Lease | None:
-        return await self._write(self._leases.take, scope_key, block, seconds)
+        return await self._write(self._leases.take, scope_key, block, seconds, "write")
 
     async def commit_change(self, lease: Lease, change: StateChange, *, session: SessionRow | None) -> StateRow | None:
         return await self._write(self._states.commit_change, self._leases, lease, change, session)

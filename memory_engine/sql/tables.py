@@ -201,6 +201,7 @@ def _leases(prefix: str, metadata: MetaData) -> Table:
         metadata,
         Column("scope_key", _KEY, primary_key=True),
         Column("block", _KEY, primary_key=True),
+        Column("purpose", _KEY, primary_key=True),
         _required("owner", Text()),
         _required("token", Text()),
         _required("until", Float()),

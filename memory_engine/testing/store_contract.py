@@ -22,6 +22,7 @@ from memory_engine.store import (
     SessionRow,
     SessionSpec,
     StateChange,
+    StateInUse,
     StateRow,
     Store,
     TokenizerChanged,
@@ -907,6 +908,61 @@ class StoreContract:
         assert await other.lease("g:1:t", "wiki", seconds=LONG) is None
         await store.release(lease)
         assert await other.lease("g:1:t", "wiki", seconds=LONG) is not None
+
+    async def test_writing_by_hand_and_delivering_do_not_wait_for_each_other(self, store: Store) -> None:
+        await self.flushed(store, spec(blocks=[BLOCKS[0]]))
+        claim = await self.claim_one(store)
+        chunk = await store.read_chunk(claim, 10_000)
+        assert chunk is not None
+        scope, block, change = claim.lease.scope_key, claim.lease.block, StateChange('{"n":1}')
+        lease = await self.lease(store, scope, block)
+        with pytest.raises(StateInUse):
+            await store.commit_delivery(claim, chunk, change)
+        by_hand = await store.commit_change(lease, StateChange('{"hand":1}'), session=claim.session)
+        assert by_hand is not None
+        with pytest.raises(StateInUse):
+            await store.commit_delivery(claim, replace(chunk, state=by_hand), change)
+        await store.release(lease)
+        with pytest.raises(StateInUse):
+            await store.commit_delivery(claim, chunk, change)
+        assert await store.read_state(scope, block) == by_hand
+        state = await store.commit_delivery(claim, replace(chunk, state=by_hand), change)
+        assert state is not None and state.version > by_hand.version
+        assert await store.lease(scope, block, seconds=LONG) is not None, "the commit keeps no lease to write"
+
+    async def test_only_a_delivery_that_changes_something_waits_for_a_hand(self, store: Store) -> None:
+        await self.flushed(store, spec(blocks=[BLOCKS[0]]))
+        claim = await self.claim_one(store)
+        chunk = await store.read_chunk(claim, 10_000)
+        assert chunk is not None
+        await self.lease(store, claim.lease.scope_key, claim.lease.block)
+        assert await store.commit_delivery(claim, chunk, StateChange()) is not None
+
+    async def test_erasures_come_after_a_hand(self, store: Store) -> None:
+        """What it wrote to an outside store is there when the block is told to forget."""
+        block = BLOCKS[2]
+        target = spec(blocks=[block])
+        session = await self.flushed(store, target)
+        await self.absorb_all(store, change=StateChange('{"n":1}'))
+        scope = scope_key(block.scope, tenant=session.tenant, user_id=session.user_id, session_uid=session.uid)
+        lease = await self.lease(store, scope, block.name)
+        await store.delete_messages(session, target, ["u0"])
+        assert await store.claim_erasures(WORK, seconds=LONG, limit=5) == ()
+        pending = await store.pending(WORK)
+        assert pending.erasures == 1 and pending.next_in is not None and pending.next_in > 0
+        await store.release(lease)
+        [claim] = await store.claim_erasures(WORK, seconds=LONG, limit=5)
+        lease = await self.lease(store, scope, block.name)
+        for rebuild in (False, True):
+            with pytest.raises(StateInUse):
+                await store.commit_erasure(claim, StateChange('{"n":2}'), rebuild=rebuild)
+        by_hand = await store.commit_change(lease, StateChange('{"n":3}'), session=None)
+        assert by_hand is not None
+        await store.release(lease)
+        with pytest.raises(StateInUse):
+            await store.commit_erasure(claim, StateChange('{"n":2}'), rebuild=False)
+        assert await store.commit_erasure(replace(claim, state=by_hand), StateChange('{"n":4}'), rebuild=False) is True
+        assert (await store.read_state(scope, block.name)).state == '{"n":4}'
 
     async def test_changes_merge_and_versions_grow(self, store: Store) -> None:
         lease = await self.lease(store)

@@ -252,7 +252,7 @@ async def test_what_a_delivery_wrote_outside_before_it_was_cut_off_is_forgotten(
     if ended == "killed":
         # What a process leaves that was killed some time ago: a lease that nobody gave back.
         with closing(sqlite3.connect(database)) as connection, connection:
-            connection.execute("INSERT INTO memory_block_leases VALUES (?, ?, ?, ?, 0.0)", leases[0][:4])
+            connection.execute("INSERT INTO memory_block_leases VALUES (?, ?, ?, ?, ?, 0.0)", leases[0][:5])
     async with small_engine(database, [], **options) as tool:  # it has no blocks, so that it repeats nothing
         await tool.session("s", user_id="u").delete([message_id for message_id, _ in said[1:6]])
     async with small_engine(database, [Outside(name="outside", priority=1, shelf=shelf)], **options) as engine:

@@ -24,6 +24,7 @@ from memory_engine.errors import (
     BlockTimeoutError,
     BudgetExceededError,
     ConfigurationError,
+    DrainTimeoutError,
 )
 from memory_engine.tokens import TokenCounter
 
@@ -361,12 +362,19 @@ async def test_a_correction_that_fails_changes_nothing(tmp_path: Path) -> None:
             assert block.edits == 0  # type: ignore[attr-defined]
 
 
-async def test_corrections_and_deliveries_take_turns(tmp_path: Path) -> None:
-    gate, started = asyncio.Event(), asyncio.Event()
+@pytest.mark.parametrize("times", [1, 5])
+async def test_corrections_do_not_wait_for_a_delivery(tmp_path: Path, times: int) -> None:
+    """Which may be asking a model; it follows on the state that they leave, and asks nobody a second time."""
+    gate, started, asked = asyncio.Event(), asyncio.Event(), list[str]()
 
-    async def wait(*_: object) -> None:
+    async def model() -> str:
+        asked.append("question")
         started.set()
         await gate.wait()
+        return "answer"
+
+    async def wait(block: Notes, messages: object) -> None:
+        assert await block.context.once(model) == "answer"
 
     async with open_engine(tmp_path, Notes(on_put=wait)) as engine:
         memory = engine.session("one")
@@ -374,36 +382,71 @@ async def test_corrections_and_deliveries_take_turns(tmp_path: Path) -> None:
         await memory.flush(final=True)
         await asyncio.wait_for(started.wait(), PATIENCE)
 
-        async def correct() -> None:
+        for number in range(times):
             async with memory.block("notes") as block:
-                block.notes.append("corrected")  # type: ignore[attr-defined]
-
-        correction = asyncio.create_task(correct())
-        await asyncio.sleep(0.1)
-        assert not correction.done()
+                block.notes.append(f"corrected {number}")  # type: ignore[attr-defined]
+            assert "corrected" in repr(await memory.get())
         gate.set()
-        await correction
         await memory.drain(PATIENCE)
-        assert (await memory.block("notes")).notes == ["delivered", "corrected"]
+        corrected = [f"corrected {number}" for number in range(times)]
+        assert (await memory.block("notes")).notes == [*corrected, "delivered"]
+        assert asked == ["question"]
+
+
+async def test_a_delivery_is_committed_when_a_correction_has_ended(tmp_path: Path) -> None:
+    async with open_engine(tmp_path, Notes()) as engine:
+        memory = engine.session("one")
+        await tell(memory, "before")
+        async with memory.block("notes") as block:
+            block.notes.append("corrected")  # type: ignore[attr-defined]
+            await memory.put({"role": "user", "content": "delivered"})
+            await memory.flush(final=True)
+            with pytest.raises(DrainTimeoutError):
+                await memory.drain(0.3)
+            assert (await memory.block("notes")).notes == ["before"]
+        await memory.drain(PATIENCE)
+        assert (await memory.block("notes")).notes == ["before", "corrected", "delivered"]
+
+
+class Forgetful(Notes):
+    """Forgets by itself; `on_forget` may wait first."""
+
+    on_forget: Any = Field(default=None, exclude=True)
+
+    async def _aforget(self, session_uid: str | None, seqs: Sequence[int] | None) -> None:
+        await self.on_forget()
+        self.notes.remove("one")
+
+
+async def test_what_is_forgotten_during_a_correction_stays_forgotten(tmp_path: Path) -> None:
+    gate, started = asyncio.Event(), asyncio.Event()
+
+    async def wait() -> None:
+        started.set()
+        await gate.wait()
+
+    async with open_engine(tmp_path, Forgetful(on_forget=wait)) as engine:
+        memory = engine.session("one")
+        [first, _] = await memory.put_messages([{"role": "user", "content": text} for text in ("one", "two")])
+        await memory.flush(final=True)
+        await memory.drain(PATIENCE)
+        await memory.delete([str(first.id)])
+        await asyncio.wait_for(started.wait(), PATIENCE)
+        async with memory.block("notes") as block:
+            block.notes.append("corrected")  # type: ignore[attr-defined]
+        gate.set()
+        await memory.drain(PATIENCE)
+        assert (await memory.block("notes")).notes == ["two", "corrected"]
 
 
 async def test_a_correction_that_cannot_get_its_turn_says_so(tmp_path: Path) -> None:
-    gate, started = asyncio.Event(), asyncio.Event()
-
-    async def wait(*_: object) -> None:
-        started.set()
-        await gate.wait()
-
-    async with open_engine(tmp_path, Notes(on_put=wait)) as engine:
+    async with open_engine(tmp_path, Notes()) as engine:
         memory = engine.session("one")
-        await memory.put({"role": "user", "content": "delivered"})
-        await memory.flush(final=True)
-        await asyncio.wait_for(started.wait(), PATIENCE)
-        with pytest.raises(BlockError, match="busy with a delivery"):
-            async with memory.block("notes"):
-                pytest.fail("the delivery holds the lease")
-        gate.set()
-        await memory.drain(PATIENCE)
+        await tell(memory, "hello")
+        async with memory.block("notes"):
+            with pytest.raises(BlockError, match="being changed by somebody else"):
+                async with memory.block("notes"):
+                    pytest.fail("the other correction holds the lease")
 
 
 async def test_many_corrections_add_up(tmp_path: Path) -> None:

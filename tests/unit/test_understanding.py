@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from memory_engine import ChatMessage, ImageBlock, TextBlock, ToolCallBlock, ToolResultBlock
 from memory_engine.blocks import FactExtractionMemoryBlock
 from memory_engine.blocks.understanding.replies import UnusableReplyError, object_of, without_thinking
-from memory_engine.blocks.understanding.transcript import LONGEST, said, transcript_of
+from memory_engine.blocks.understanding.transcript import LONGEST, fitting_transcript, said, transcript_of
 from memory_engine.messages import ThinkingBlock
 from memory_engine.testing import ScriptedLLM
 
@@ -72,6 +72,25 @@ def test_the_middle_of_a_huge_message_is_left_out() -> None:
     text = transcript_of([user("a" * 1_000_000 + "z")], [0]).text
     assert len(text) < LONGEST + 200
     assert "[984,001 characters left out]" in text and "z\n</message>" in text
+
+
+@given(
+    st.lists(st.text("ab \n<", max_size=400), max_size=12),
+    st.integers(50, 1_000),
+    st.sampled_from([len, lambda text: len(text.split()), lambda text: 3 * len(text)]),
+)
+def test_what_does_not_fit_loses_the_middle_of_its_longest_messages(texts: list[str], limit: int, count: Any) -> None:
+    messages = [user(text) for text in texts]
+    whole, found = (
+        transcript_of(messages, range(len(texts))),
+        fitting_transcript(messages, range(len(texts)), count=count, limit=limit),
+    )
+    if count(whole.text) <= limit:
+        assert found == whole
+        return
+    assert count(found.text) <= limit or len(found.seqs) <= 1
+    assert list(found.seqs) == [*range(1, len(found.seqs) + 1)] and set(found.seqs.values()) <= set(whole.seqs.values())
+    assert found.shortened > 0 or len(whole.seqs) <= 1
 
 
 # -- replies ---------------------------------------------------------------------------------------------------------

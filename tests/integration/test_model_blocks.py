@@ -1,0 +1,236 @@
+"""What holds for every block that asks a model: hands do not wait for it, prompts and time are bounded, calls are counted."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from memory_engine import ChatMessage, Limits, Memory, MemoryEngine, ToolCallBlock
+from memory_engine.blocks import EntityMemoryBlock, FactExtractionMemoryBlock, SummaryMemoryBlock
+from memory_engine.testing import ScriptedLLM
+
+pytestmark = pytest.mark.asyncio
+
+LIMITS = Limits(get=10.0, delivery=60.0, first_retry=0.01, last_retry=0.03, max_attempts=2, lease=20.0, poll=0.05)
+PATIENCE = 30.0
+REPLIES = {
+    FactExtractionMemoryBlock: json.dumps({"operations": [{"op": "add", "text": "likes tea", "messages": [1]}]}),
+    SummaryMemoryBlock: "They like tea.",
+    EntityMemoryBlock: json.dumps({"entities": [{"name": "Ada", "text": "likes tea", "messages": [1]}]}),
+}
+KINDS = pytest.mark.parametrize("kind", list(REPLIES), ids=lambda kind: kind.__name__)
+
+
+@asynccontextmanager
+async def engine_of(folder: Path, *blocks: Any, limits: Limits = LIMITS, **settings: Any) -> AsyncIterator[MemoryEngine]:
+    uri = f"sqlite+aiosqlite:///{folder / 'memory.db'}"
+    async with MemoryEngine(async_database_uri=uri, memory_blocks=blocks, limits=limits, **settings) as engine:
+        yield engine
+
+
+async def tell(memory: Memory, *messages: Any) -> None:
+    await memory.put_messages([{"role": "user", "content": m} if isinstance(m, str) else m for m in messages])
+    await memory.flush(final=True)
+
+
+async def known(block: Any) -> Any:
+    if isinstance(block, FactExtractionMemoryBlock):
+        return [fact.text for fact in await block.facts()]
+    return block.summary if isinstance(block, SummaryMemoryBlock) else [entity.text for entity in await block.entities()]
+
+
+class Hanging:
+    """A model that answers when it may."""
+
+    def __init__(self, *replies: str) -> None:
+        self.replies, self.prompts = list(replies), list[Any]()
+        self.asked, self.go_on = asyncio.Event(), asyncio.Event()
+
+    async def __call__(self, prompt: Any) -> str:
+        self.prompts.append(prompt)
+        self.asked.set()
+        await self.go_on.wait()
+        return self.replies.pop(0)
+
+
+# -- by hand ---------------------------------------------------------------------------------------------------------
+
+
+async def test_an_agent_remembers_and_forgets_while_the_model_is_asked(tmp_path: Path) -> None:
+    """Nothing waits for the model, and what comes of its answer fits what was changed meanwhile."""
+    answer = [
+        {"op": "add", "text": "plays chess", "messages": [1]},
+        {"op": "update", "fact": "f1", "text": "lives in Rome", "messages": [1]},
+        {"op": "update", "fact": "f2", "text": "likes coffee", "messages": [1]},
+        {"op": "retract", "fact": "f3", "messages": [1]},
+    ]
+    llm = Hanging(json.dumps({"operations": answer}))
+    async with engine_of(tmp_path, FactExtractionMemoryBlock(llm=llm)) as engine:
+        memory = engine.session("one")
+        tools = {tool.name: tool for tool in memory.as_tools()}
+        for text in ("lives in Paris", "likes tea", "has a cat", "has a dog"):
+            await tools["remember"](text=text)
+        await tell(memory, "I moved to Rome, drink coffee now, play chess, and gave the cat away.")
+        await asyncio.wait_for(llm.asked.wait(), PATIENCE)
+        assert await tools["remember"](text="speaks Latin") == "Remembered as f5."
+        assert await tools["forget"](id="f2") == "Forgot f2."
+        assert "speaks Latin" in repr(await memory.get()) and "likes tea" not in repr(await memory.get())
+        assert not llm.go_on.is_set()
+        llm.go_on.set()
+        await memory.drain(PATIENCE)
+        block: Any = await memory.block("ExtractedFacts")
+        assert sorted(await known(block)) == ["has a dog", "likes coffee", "lives in Rome", "plays chess", "speaks Latin"]
+        assert len({fact.id for fact in await block.history()}) == len(await block.history())
+        assert (len(llm.prompts), block.model_calls) == (1, 1)
+
+
+async def test_a_rebuild_while_the_model_is_asked_asks_anew(tmp_path: Path) -> None:
+    llm = Hanging(*[REPLIES[SummaryMemoryBlock]] * 3)
+    async with engine_of(tmp_path, SummaryMemoryBlock(llm=llm)) as engine:
+        memory = engine.session("one")
+        await tell(memory, "I like tea.")
+        await asyncio.wait_for(llm.asked.wait(), PATIENCE)
+        await (await memory.block("ConversationSummary")).rebuild()
+        llm.go_on.set()
+        await memory.drain(PATIENCE)
+        block: Any = await memory.block("ConversationSummary")
+        assert (block.summary, len(await block.versions())) == ("They like tea.", 1)
+        assert [message.content for message in await block.expand()] == ["I like tea."]
+
+
+@KINDS
+async def test_a_rebuild_does_not_forget_what_was_spent(kind: Any, tmp_path: Path) -> None:
+    llm = ScriptedLLM(otherwise=REPLIES[kind])
+    async with engine_of(tmp_path, kind(name="b", llm=llm)) as engine:
+        memory = engine.session("one")
+        await tell(memory, "Ada likes tea.")
+        await memory.drain(PATIENCE)
+        before: Any = await memory.block("b")
+        knew = await known(before)
+        await (await memory.block("b")).rebuild()
+        await memory.drain(PATIENCE)
+        after: Any = await memory.block("b")
+        assert (before.model_calls, after.model_calls) == (1, 2)
+        assert after.model_input_tokens > before.model_input_tokens and await known(after) == knew
+
+
+# -- time ------------------------------------------------------------------------------------------------------------
+
+
+@KINDS
+async def test_a_slow_model_that_talks_nonsense_is_given_up_visibly(kind: Any, tmp_path: Path) -> None:
+    """Its second answer comes too late for the delivery, each time: this must not go on for ever."""
+
+    async def slowly(prompt: Any) -> str:
+        await asyncio.sleep(0.5)
+        return "" if kind is SummaryMemoryBlock else "I would rather not."
+
+    limits = Limits(get=10.0, delivery=0.9, first_retry=0.01, last_retry=0.02, max_attempts=2, lease=20.0, poll=0.05)
+    async with engine_of(tmp_path, kind(name="b", llm=slowly, llm_timeout=0.7), limits=limits) as engine:
+        memory = engine.session("one")
+        await tell(memory, "Ada likes tea.")
+        await memory.drain(PATIENCE)
+        receipt = (await memory.context()).receipt
+        assert [(parked.block, parked.attempts) for parked in receipt.parked] == [("b", 2)]
+        assert "no usable reply" in receipt.parked[0].error and "llm_timeout" in receipt.parked[0].error
+
+
+@KINDS
+async def test_a_model_slower_than_a_delivery_may_take_is_waited_for(kind: Any, tmp_path: Path) -> None:
+    seconds = [5.0]
+
+    async def model(prompt: Any) -> str:
+        await asyncio.sleep(seconds[0])
+        return REPLIES[kind]
+
+    limits = Limits(get=10.0, delivery=0.3, first_retry=0.01, last_retry=0.02, max_attempts=2, lease=20.0, poll=0.05)
+    async with engine_of(tmp_path, kind(name="b", llm=model), limits=limits) as engine:
+        memory = engine.session("one")
+        await tell(memory, "Ada likes tea.")
+        while (await memory.context()).receipt.source("b").usage is None or not _failed(await memory.context()) > 3:
+            await asyncio.sleep(0.05)
+        seconds[0] = 0.0
+        await memory.drain(PATIENCE)
+        context = await memory.context()
+        usage = context.receipt.source("b").usage
+        assert not context.receipt.parked and "tea" in repr(await known(await memory.block("b")))
+        assert usage is not None and usage.calls == usage.failed + 1
+
+
+def _failed(context: Any) -> int:
+    usage = context.receipt.source("b").usage
+    return 0 if usage is None else int(usage.failed)
+
+
+# -- prompts ---------------------------------------------------------------------------------------------------------
+
+
+def step(results: int, size: int) -> list[ChatMessage]:
+    """One step: so many calls, and as many results of so many characters."""
+    calls = [ToolCallBlock(id=f"c{number}", name="read", arguments={}) for number in range(results)]
+    pages = [f"page {number} begins. " + "lorem ipsum " * (size // 12) + f" page {number} ends." for number in range(results)]
+    return [
+        ChatMessage(role="user", content="Read all pages, Ada likes tea."),
+        ChatMessage(role="assistant", blocks=calls),
+        *(ChatMessage(role="tool", tool_call_id=f"c{number}", content=page) for number, page in enumerate(pages)),
+        ChatMessage(role="assistant", content="I have read them."),
+    ]
+
+
+@KINDS
+@pytest.mark.parametrize("limit", [None, 2_000])
+async def test_a_step_of_any_size_makes_one_prompt_that_a_model_can_read(kind: Any, limit: int | None, tmp_path: Path) -> None:
+    llm = ScriptedLLM(otherwise=REPLIES[kind])
+    async with engine_of(tmp_path, kind(name="b", llm=llm, max_input_tokens=limit)) as engine:
+        memory = engine.session("one")
+        await tell(memory, *step(60, 20_000))
+        await memory.drain(PATIENCE)
+        [text] = [
+            prompt[1]["content"]
+            for prompt in llm.prompts
+            if "page" in prompt[1]["content"] and "begins" in prompt[1]["content"]
+        ]
+        count = engine._core.counter.text
+        assert 0.7 * (limit or 32_000) < count(text) < (limit or 32_000) + 200
+        shown = [number for number in range(60) if f"page {number} begins" in text and f"page {number} ends" in text]
+        assert shown == list(range(60)) if limit is None else {0, 59} <= set(shown)
+        notes = (await memory.context()).receipt.source("b").notes
+        assert any(
+            f"{60 if limit is None else 61} messages the model was given only the beginning and the end" in note
+            for note in notes
+        )
+
+
+async def test_large_chunks_are_given_whole(tmp_path: Path) -> None:
+    """Who has large chunks wants large prompts; nothing is left out of messages that are not long themselves."""
+    llm = ScriptedLLM(otherwise=REPLIES[FactExtractionMemoryBlock])
+    settings = {"token_limit": 200_000, "token_flush_size": 60_000}
+    async with engine_of(tmp_path, FactExtractionMemoryBlock(name="b", llm=llm), **settings) as engine:
+        memory = engine.session("one")
+        await tell(memory, *(f"{number}: " + "we talk about this and that " * 100 for number in range(100)))
+        await memory.drain(PATIENCE)
+        assert [prompt[1]["content"].count("<message ") for prompt in llm.prompts] == [100]
+        assert "characters left out" not in llm.prompts[0][1]["content"]
+
+
+async def test_what_waits_for_a_summary_is_not_more_than_one_prompt(tmp_path: Path) -> None:
+    llm = ScriptedLLM(otherwise="They talked.")
+    block = SummaryMemoryBlock(llm=llm, summarize_every=100, max_input_tokens=1_000)
+    async with engine_of(tmp_path, block) as engine:
+        memory = engine.session("one")
+        for number in range(12):
+            await tell(memory, f"{number}: " + "we talk about this and that " * 30)
+            await memory.drain(PATIENCE)
+        assert 2 <= len(llm.prompts) <= 4
+        assert "characters left out" not in repr(llm.prompts)
+        bound: Any = await memory.block("ConversationSummary")
+        expanded = [message.content for message in await bound.expand()]
+        waiting = [message.content for message in await memory.get_all()][len(expanded) :]
+        assert [text.partition(":")[0] for text in [*expanded, *waiting]] == [str(number) for number in range(12)]
+        assert not bound.shortened_messages
