@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,22 +10,24 @@ from typing import Any
 from pydantic import Field
 
 from memory_engine import ChatMessage, ContentBlock, TextBlock
-from memory_engine.blocks.entities.entity import Entity, Proof, merged, newest
-from memory_engine.blocks.entities.held import Held, Names, names_of
+from memory_engine.blocks.entities.entity import Entity, Names, Proof, merged, names_of, newest
 from memory_engine.blocks.entities.prompts import Found, data_of, entities_of, instructions_of
 from memory_engine.blocks.understanding.block import ModelBlock
-from memory_engine.blocks.understanding.mentions import Searched, folded, mentions
+from memory_engine.blocks.understanding.held import Held
+from memory_engine.blocks.understanding.mentions import Searched, folded, head_of
 from memory_engine.blocks.understanding.sentences import cut_at_sentence
 from memory_engine.blocks.understanding.transcript import Transcript, said
 
 __all__ = ["Entity", "EntityMemoryBlock"]
 
 _KEY = "entity:"
-_HELD = Held()
+_HELD: Held[Names] = Held()
 _MOST_KNOWN = 30
 """So many known entities are shown to the model beside the conversation."""
 _LOOKED_AT = 20_000
 """Characters of a message in which names are looked for while an agent waits."""
+_LEAST_NEW = 10
+"""How many entities one chunk may bring, however few are kept."""
 
 
 class EntityMemoryBlock(ModelBlock):
@@ -40,7 +43,7 @@ class EntityMemoryBlock(ModelBlock):
     priority: int = Field(default=1, ge=0)
 
     max_entities: int = Field(default=200, gt=0, exclude=True)
-    """So many are kept; of more, those that were mentioned longest ago are dropped."""
+    """So many are kept; of more, those that were mentioned longest ago and seldom are dropped."""
     max_entity_tokens: int = Field(default=120, gt=0, exclude=True)
     """The most that a note may have; a longer one is cut at a sentence."""
     recent_messages: int = Field(default=6, ge=0, exclude=True)
@@ -50,6 +53,8 @@ class EntityMemoryBlock(ModelBlock):
 
     deliveries: int = 0
     """State: how many chunks were read."""
+    dropped_entities: int = 0
+    """State: how many notes were dropped, or not begun, for want of room."""
 
     # -- absorbing -------------------------------------------------------------------------------------------
 
@@ -59,8 +64,8 @@ class EntityMemoryBlock(ModelBlock):
         if transcript.empty:
             return
         known = await self._known()
-        texts = {seq: folded(said(message)) for seq, message in zip(seqs, messages, strict=True)}
-        mentioned = {key for key, entity in known.items() if any(entity.named_in(text) for text in texts.values())}
+        texts = dict(zip(seqs, await asyncio.to_thread(_searched, messages), strict=True))
+        mentioned = await asyncio.to_thread(_mentioned, known, list(texts.values()))
         # A conversation goes on about whom it was about with "he" and "they": those of the chunk before are shown too.
         shown = [entity for key, entity in known.items() if key in mentioned or entity.seen == self.deliveries]
         shown = sorted(shown, key=lambda entity: (entity.key not in mentioned, -entity.seen, entity.key))[:_MOST_KNOWN]
@@ -69,17 +74,22 @@ class EntityMemoryBlock(ModelBlock):
         found = await self.ask(instructions, data_of(shown, transcript.text), lambda reply: entities_of(reply, last))
         self.deliveries += 1
         seen = {key: replace(known[key], seen=self.deliveries) for key in mentioned}
-        entities = merged(known | seen, self._proven(found, transcript, texts))
-        self._write(known, newest(entities, self.max_entities))
+        proven = self._proven(found, transcript, texts)
+        entities = merged(known | seen, proven, most_new=max(_LEAST_NEW, self.max_entities // 2))
+        kept = newest(entities, self.max_entities)
+        taken = set().union(*[entity.keys for entity in entities.values()]) if entities else set()
+        ignored = {one.key for one in proven} - taken
+        self.dropped_entities += len(entities) - len(kept) + len(ignored)
+        self._write(known, kept)
 
-    def _proven(self, found: Sequence[Found], transcript: Transcript, texts: Mapping[int, str]) -> list[Entity]:
+    def _proven(self, found: Sequence[Found], transcript: Transcript, texts: Mapping[int, Searched]) -> list[Entity]:
         """Those that a message of this chunk stands for: one that it names as its proof, or else one that names it."""
         proven: list[Entity] = []
         for one in found:
             seqs = [transcript.seqs[number] for number in one.numbers]
             if not seqs:
-                names = [folded(name) for name in (one.name, *one.aliases)]
-                seqs = [seq for seq, text in texts.items() if any(mentions(text, name) for name in names)]
+                names = [(key, head_of(key)) for key in map(folded, (one.name, *one.aliases))]
+                seqs = [seq for seq, text in texts.items() if any(text.mentions(*name) for name in names)]
             text = cut_at_sentence(one.text, self.max_entity_tokens, self.context.count)
             if seqs and text:
                 proofs: list[Proof] = [(self.context.session_uid, seq) for seq in seqs]
@@ -107,6 +117,8 @@ class EntityMemoryBlock(ModelBlock):
 
     async def _aget(self, messages: list[ChatMessage] | None = None, **block_kwargs: Any) -> list[ContentBlock]:
         self.tell()
+        if self.dropped_entities:
+            self.context.notes.append(f"{self.dropped_entities} notes were dropped so far, max_entities is {self.max_entities}")
         asked = _text_of(self.context.query or ())
         newest_messages = (messages or [])[-self.recent_messages - len(self.context.query or ()) :]
         recent = _text_of(newest_messages) if self.recent_messages else asked
@@ -123,15 +135,12 @@ class EntityMemoryBlock(ModelBlock):
         return [TextBlock(text=entity.line, tag="entity", value=value) for value, entity in items]
 
     async def _names(self) -> Names:
-        context, records = self.context, self.records
-        place = (records.database, context.scope_key, self.name, context.state_version)
-        held = None if records.writable else _HELD.get(*place)
+        held = _HELD.get(self.records, self.context, self.name)
         if held is not None:
             return held
-        names = names_of((await self._known()).values())
-        if not records.writable:
-            _HELD.put(*place, names)
-        return names
+        known = (await self._known()).values()
+        # Folding takes longer than looking for a name.
+        return _HELD.put(self.records, self.context, self.name, await asyncio.to_thread(names_of, known))
 
     # -- by hand ---------------------------------------------------------------------------------------------
 
@@ -155,3 +164,16 @@ class EntityMemoryBlock(ModelBlock):
 
 def _text_of(messages: Sequence[ChatMessage]) -> Searched:
     return Searched.of("\n".join([said(message)[:_LOOKED_AT] for message in messages]))
+
+
+def _searched(messages: Sequence[ChatMessage]) -> list[Searched]:
+    return [Searched.of(said(message)) for message in messages]
+
+
+def _mentioned(known: Mapping[str, Entity], texts: Sequence[Searched]) -> set[str]:
+    """The keys of those that a text names."""
+    return {
+        entity.key
+        for entity, names in names_of(known.values())
+        if any(text.mentions(*name) for text in texts for name in names)
+    }

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,7 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 from memory_engine import ChatMessage, ContentBlock, TextBlock
 from memory_engine.block import Erased, Record
 from memory_engine.blocks.facts.changes import Chunk, apply, condense
-from memory_engine.blocks.facts.entries import CURRENT, Proof, Row, entries_of, rows_of
+from memory_engine.blocks.facts.entries import CURRENT, Entry, Proof, Row, entries_of, rows_of
 from memory_engine.blocks.facts.ledger import Fact, Ledger, fact_id
 from memory_engine.blocks.facts.profile import fields_of, instance_of, patch, read_patches, values_of
 from memory_engine.blocks.facts.prompts import (
@@ -31,6 +32,7 @@ from memory_engine.blocks.facts.prompts import (
 from memory_engine.blocks.facts.replies import Patience, Reply, read_operations, text_of
 from memory_engine.blocks.facts.worth import best, worths
 from memory_engine.blocks.understanding.block import ModelBlock
+from memory_engine.blocks.understanding.held import Held
 from memory_engine.blocks.understanding.transcript import Transcript, said
 from memory_engine.errors import BlockError
 
@@ -40,6 +42,19 @@ _LEAST_NEW = 50
 """How many new facts one chunk may bring, however few are shown."""
 _MANY = 1_000
 """Records that are read off the event loop."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What holds in a scope, for those who only read, and what of it is shown."""
+
+    ledger: Ledger
+    chosen: tuple[Entry, ...]
+    sentences: int
+    """How many facts in words hold."""
+
+
+_HELD: Held[_Known] = Held()
 
 
 class FactExtractionMemoryBlock(ModelBlock):
@@ -158,14 +173,13 @@ class FactExtractionMemoryBlock(ModelBlock):
         self.tell()
         if self.ignored_parts:
             self.context.notes.append(f"{self.ignored_parts} parts of replies were ignored so far, the log says why")
-        ledger = await self._read(CURRENT)
+        known = await self._holding()
         if self.profile_schema is not None:
-            profile = values_of(ledger.values().values(), self.profile_schema)
+            profile = values_of(known.ledger.values().values(), self.profile_schema)
             return [TextBlock(text=f"{field}: {_shown(value)}", tag="fact") for field, value in profile.items()]
-        current = [entry for entry in ledger.current if entry.field is None]
-        chosen = best(current, self.max_facts)
-        if len(current) > len(chosen):
-            self.context.notes.append(f"{len(current) - len(chosen)} facts beyond max_facts are not shown")
+        chosen = known.chosen
+        if beyond := known.sentences - len(chosen):
+            self.context.notes.append(f"{beyond} facts beyond max_facts are not shown")
         # What is shown and in which order depends on the facts alone; the query says what goes first if it must be cut.
         about = "\n".join(said(message) for message in self.context.query or (messages or [])[-1:])
         pairs = zip(chosen, worths(chosen, about), strict=True)
@@ -173,8 +187,8 @@ class FactExtractionMemoryBlock(ModelBlock):
 
     async def facts(self) -> list[Fact]:
         """The facts that hold, oldest first, also those for which there is no room in the section."""
-        ledger = await self._read(CURRENT)
-        return [fact for fact in ledger.facts() if fact.valid_to is None]
+        known = await self._holding()
+        return [fact for fact in known.ledger.facts() if fact.valid_to is None]
 
     async def history(self) -> list[Fact]:
         """Every fact that was ever known and is still proven, oldest first, with when it ended and what took its place."""
@@ -187,7 +201,7 @@ class FactExtractionMemoryBlock(ModelBlock):
         """
         if self.profile_schema is None:
             raise BlockError(f"The block {self.name!r} keeps facts, no profile; construct it with schema=, or use facts().")
-        values = values_of((await self._read(CURRENT)).values().values(), self.profile_schema)
+        values = values_of((await self._holding()).ledger.values().values(), self.profile_schema)
         instance = instance_of(values, self.profile_schema)
         return values if instance is None else instance
 
@@ -270,6 +284,17 @@ class FactExtractionMemoryBlock(ModelBlock):
             if not any(erased.covers(record.session_uid, record.seq) for erased in erasing)
         ]
         return await self._ledger(records)
+
+    async def _holding(self) -> _Known:
+        """What holds, read again only when something changed."""
+        held = _HELD.get(self.records, self.context, self.name)
+        # Another definition of this name may show more or fewer.
+        if held is not None and len(held.chosen) == min(self.max_facts, held.sentences):
+            return held
+        ledger = await self._read(CURRENT)
+        current = [entry for entry in ledger.current if entry.field is None]
+        chosen = tuple(await asyncio.to_thread(best, current, self.max_facts))
+        return _HELD.put(self.records, self.context, self.name, _Known(ledger, chosen, len(current)))
 
     def _save(self, ledger: Ledger, before: Sequence[Record]) -> None:
         """Write what differs. Every record hands on the message that it belongs to, which may be one of another session."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memory_engine.blocks.entities.entity import MOST_ALIASES, MOST_PROOFS, Entity, is_name, merged, newest
+from memory_engine.blocks.entities.entity import MOST_ALIASES, MOST_FORMER, MOST_PROOFS, Entity, is_name, merged, newest
 from memory_engine.blocks.entities.prompts import Found, data_of, entities_of, instructions_of
 from memory_engine.blocks.understanding.mentions import folded
 from memory_engine.blocks.understanding.replies import UnusableReplyError
@@ -48,7 +49,8 @@ def test_entities_come_back_from_json(entity: Entity) -> None:
 def test_a_new_text_replaces_the_old_one_and_proofs_add_up() -> None:
     before = Entity("Deven", "Old.", "person", ("Dev",), (("u", 1),), 1)
     after = merged(known(before), [Entity("DEVEN", "New.", "", ("D.",), (("u", 1), ("u", 4)), 2)])
-    assert after == known(Entity("Deven", "New.", "person", ("Dev", "D."), (("u", 1), ("u", 4)), 2))
+    assert after == known(Entity("Deven", "New.", "person", ("Dev", "D."), (("u", 1), ("u", 4)), 2, ("Old.",)))
+    assert merged(after, [Entity("Deven", "New.")])["deven"].former == ("Old.",)
 
 
 @pytest.mark.parametrize(
@@ -77,6 +79,26 @@ def test_lists_do_not_grow_without_end() -> None:
     ada = entities["ada"]
     assert len(ada.aliases) == MOST_ALIASES
     assert ada.messages == tuple(("u", n) for n in range(100 - MOST_PROOFS, 100))
+    for number in range(100):
+        entities = merged(entities, [Entity("Ada", f"note {number}")])
+    assert entities["ada"].former == tuple(f"note {n}" for n in range(99 - MOST_FORMER, 99))
+
+
+def test_a_flood_of_names_does_not_carry_off_what_is_known_well() -> None:
+    known_well = Entity("Ada", "A.", "", (), tuple(("u", n) for n in range(8)), seen=10)
+    junk = [Entity(f"junk {n}", "x", "", (), (("u", 100 + n),), seen=20) for n in range(50)]
+    entities = merged(known(known_well, Entity("Bob", "B.", "", (), (("u", 1),), seen=10)), junk, most_new=20)
+    assert len(entities) == 22
+    assert {"ada"} <= set(newest(entities, 10)) and "bob" not in newest(entities, 10)
+    later = {key: replace(entity, seen=100) if "junk" in key else entity for key, entity in entities.items()}
+    assert "ada" not in newest(later, 10), "not for ever"
+
+
+def test_many_names_are_merged_quickly_enough_to_be_many() -> None:
+    """Each name is folded once, and looked up; all pairs of 200 entities with ten names would be millions."""
+    many = [Entity(f"N{n}", "x", "", tuple(f"N{n} alias {m}" for m in range(10)), (("u", n),)) for n in range(200)]
+    entities = merged(merged({}, many), many)
+    assert len(entities) == 200 and all(len(entity.aliases) == 10 for entity in entities.values())
 
 
 def test_the_newest_stay() -> None:
