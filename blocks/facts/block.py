@@ -33,6 +33,7 @@ from memory_engine.blocks.facts.replies import Patience, Reply, read_operations,
 from memory_engine.blocks.facts.worth import best, worths
 from memory_engine.blocks.understanding.block import ModelBlock
 from memory_engine.blocks.understanding.held import Held
+from memory_engine.blocks.understanding.sentences import clean
 from memory_engine.blocks.understanding.transcript import Transcript, said
 from memory_engine.errors import BlockError
 
@@ -88,6 +89,13 @@ class FactExtractionMemoryBlock(ModelBlock):
     """State: how many of the calls were asked to merge facts too."""
     ignored_parts: int = 0
     """State: how many parts of replies were not carried out; the log says why."""
+
+    @field_validator("profile_schema")
+    @classmethod
+    def _check_schema(cls, value: type[BaseModel] | None) -> type[BaseModel] | None:
+        if value is not None and not json.loads(fields_of(value)).get("properties"):
+            raise ValueError(f"schema={value.__name__} has no fields")
+        return value
 
     @field_validator("fact_condense_prompt_template")
     @classmethod
@@ -195,7 +203,8 @@ class FactExtractionMemoryBlock(ModelBlock):
         return (await self._read()).facts()
 
     async def profile(self) -> BaseModel | dict[str, Any]:
-        """The profile as an instance of `schema`; while required fields are not known, a dict of those that are.
+        """The profile as an instance of `schema`; a dict of what is known while required fields are missing, or a validator of
+        the schema refuses them together.
 
         :raises BlockError: this block has no schema.
         """
@@ -314,4 +323,4 @@ def _ledger_of(records: Sequence[Record], next_number: int) -> Ledger:
 
 
 def _shown(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return clean(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))

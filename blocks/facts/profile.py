@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -29,7 +29,17 @@ class Patch:
 
 
 def fields_of(schema: type[BaseModel]) -> str:
-    """The schema for the model that is to fill it in."""
+    """The schema for the model that is to fill it in.
+
+    :raises ValueError: there is no JSON schema for it.
+    """
+    try:
+        return _fields_of(schema)
+    except Exception as error:
+        raise ValueError(f"a model cannot be told what fields {schema.__name__} has, it has no JSON schema: {error}") from error
+
+
+def _fields_of(schema: type[BaseModel]) -> str:
     return json.dumps(schema.model_json_schema(by_alias=False), ensure_ascii=False)
 
 
@@ -59,11 +69,7 @@ def _patch(field: str, change: Any, schema: type[BaseModel]) -> Patch:
     numbers = numbers_of(change.get("messages"))
     if change["value"] is None:
         return Patch(field, None, numbers)
-    value = (
-        json.dumps(change["value"], ensure_ascii=False, sort_keys=True, allow_nan=False)
-        .encode("utf-8", "replace")
-        .decode("utf-8")
-    )
+    value = _json(change["value"])
     if len(value) > LONGEST_VALUE:
         raise ValueError(f"has a value of {len(value)} characters; at most {LONGEST_VALUE} are kept")
     return Patch(field, value, numbers)
@@ -80,7 +86,40 @@ def _fitting(found: list[Patch], wrong: list[str], schema: type[BaseModel], know
     wrong += [f"the field {field!r} is refused: {reason}" for field, reason in refused.items() if field in changed]
     if "" in refused:
         return Reply((), (*wrong, f"the profile is refused: {refused['']}"))
-    return Reply(tuple([patch for patch in found if patch.field not in refused]), tuple(wrong))
+    accepted: list[Patch] = []
+    for patch in found:
+        if patch.field in refused:
+            continue
+        try:
+            accepted.append(patch if patch.value is None else replace(patch, value=_accepted(schema, after, patch.field)))
+        except ValueError as error:
+            wrong.append(f"the field {patch.field!r} is refused: {error}")
+    return Reply(tuple(accepted), tuple(wrong))
+
+
+def _accepted(schema: type[BaseModel], values: Mapping[str, Any], field: str) -> str:
+    """A value as the schema understands it, as JSON: 61 where a model wrote "61".
+
+    :raises ValueError: it cannot be kept as JSON, such as a number that is none.
+    """
+    try:
+        profile = instance_of(values, schema)
+        if profile is None:
+            # Required fields are missing: what this one becomes by itself.
+            profile = schema.model_construct()
+            schema.__pydantic_validator__.validate_assignment(profile, field, values[field])
+        understood = profile.model_dump(mode="json", include={field}, by_alias=False, warnings=False)[field]
+        # What is written must be accepted when it is read again.
+        if refusals(schema, {**values, field: understood}).keys() & {field, ""}:
+            understood = values[field]
+    except Exception:  # noqa: BLE001 - validators and serializers of others; the value as it came was accepted
+        understood = values[field]
+    return _json(understood)
+
+
+def _json(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, sort_keys=True, allow_nan=False)
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def refusals(schema: type[BaseModel], values: Mapping[str, Any]) -> dict[str, str]:
@@ -141,8 +180,8 @@ def patch(ledger: Ledger, patches: Iterable[Patch], chunk: Chunk) -> list[str]:
 
 
 def instance_of(values: Mapping[str, Any], schema: type[BaseModel]) -> BaseModel | None:
-    """The profile as an instance of the schema, None while required fields are missing."""
+    """The profile as an instance of the schema, None while required fields are missing or its validators refuse."""
     try:
         return schema.model_validate_json(json.dumps(dict(values)), by_alias=False, by_name=True)
-    except ValidationError:
+    except Exception:  # noqa: BLE001 - validators of the schema are code of others
         return None

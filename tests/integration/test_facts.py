@@ -6,13 +6,14 @@ import asyncio
 import json
 import re
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, create_model, field_validator, model_validator
 
 from memory_engine import ChatMessage, Limits, Memory, MemoryEngine
 from memory_engine.blocks import FactExtractionMemoryBlock
@@ -654,6 +655,56 @@ async def test_wrong_types_are_rejected_and_the_old_is_kept(tmp_path: Path, wron
         assert "This reply cannot be used: the field" in llm.prompts[2][-1]["content"]
 
 
+class Stay(BaseModel):
+    guest: str
+    nights: int = 1
+    price: float = 0.0
+    arrival: date | None = None
+    tags: set[str] = set()
+
+    @field_validator("guest")
+    @classmethod
+    def _title(cls, value: str) -> str:
+        return value.strip().title()
+
+    @model_validator(mode="after")
+    def _careless(self) -> Stay:
+        if self.nights > 100:
+            raise KeyError("a validator that raises what it should not")
+        return self
+
+
+async def test_what_is_kept_and_shown_is_what_the_schema_makes_of_it(tmp_path: Path) -> None:
+    values = {"guest": "  ada\x00 ", "nights": "3", "price": "12.50", "arrival": "2026-11-21T00:00:00", "tags": ["b", "b"]}
+    llm = ScriptedLLM([patch(**values), patch(price="NaN"), patch(price="NaN", nights=4), patch(nights=101), patch(nights=101)])
+    async with open_engine(tmp_path, None, block=FactExtractionMemoryBlock(llm=llm, schema=Stay)) as engine:
+        memory = engine.session("one")
+        await tell(memory, "three nights for Ada")
+        shown = await section(memory)
+        assert shown == ["guest: Ada", "nights: 3", "price: 12.5", "arrival: 2026-11-21", 'tags: ["b"]']
+        await tell(memory, "for four nights, and no price")
+        await tell(memory, "for 101 nights")
+        profile = await (await bound(memory)).profile()
+        assert (profile.nights, profile.price, profile.arrival, profile.tags) == (4, 12.5, date(2026, 11, 21), {"b"})
+        assert '<fact field="nights">3</fact>' in llm.prompts[1][1]["content"]
+        assert "cannot be kept" in llm.prompts[2][-1]["content"] or "is refused" in llm.prompts[2][-1]["content"]
+
+
+async def test_a_schema_that_became_stricter_makes_a_dict_not_an_error(tmp_path: Path) -> None:
+    class Loose(BaseModel):
+        guest: str
+        nights: int = 1
+
+    llm = ScriptedLLM([patch(guest="Ada", nights=101)])
+    async with open_engine(tmp_path, None, block=FactExtractionMemoryBlock(llm=llm, schema=Loose)) as engine:
+        await tell(engine.session("one"), "101 nights for Ada")
+    async with open_engine(tmp_path, None, block=FactExtractionMemoryBlock(llm=llm, schema=Stay)) as engine:
+        memory = engine.session("one")
+        found = await (await bound(memory)).profile()
+        assert isinstance(found, dict) and found["nights"] == 101
+        assert await memory.get() is not None
+
+
 async def test_a_field_can_be_emptied(tmp_path: Path) -> None:
     llm = ScriptedLLM([patch(name="Ada", age=60), patch(age=None)])
     async with open_engine(tmp_path, None, block=profile_of(llm)) as engine:
@@ -677,6 +728,8 @@ async def test_a_field_can_be_emptied(tmp_path: Path) -> None:
         ({"schema": UserProfile, "fact_extraction_prompt_template": "{reply_format}"}, "lacks {fields}"),
         ({"max_facts": 0}, "greater than or equal to 1"),
         ({"schema": dict}, "subclass of BaseModel"),
+        ({"schema": create_model("Odd", call=(Callable[[], int], ...))}, "cannot be told what fields Odd has"),
+        ({"schema": create_model("Empty")}, "schema=Empty has no fields"),
     ],
 )
 async def test_settings_that_cannot_work_are_refused(options: dict[str, Any], expected: str) -> None:
