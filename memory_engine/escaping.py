@@ -25,6 +25,18 @@ _LEADING = re.compile(rf"\A{_BEFORE_NAME}")
 _SKIPPED = re.compile(rf"[\s{_INVISIBLE}_/\\-]+")
 
 
+_RENDERED = re.compile(rf"\A\s*<{ROOT_TAG}>\n.*?\n</{ROOT_TAG}>(?:\s+|\Z)", re.DOTALL)
+
+
+def without_rendered(text: str) -> str:
+    """The text behind what the built-in renderer put before it; the text itself if it begins with something else.
+
+    Memory's own text is marked in a `ChatMessage`, but not in what a framework made of one and stored again. Nobody can say it
+    in the name of memory for more than itself: within the tags every such tag is escaped, so the first one that closes ends it.
+    """
+    return _RENDERED.sub("", text, count=1)
+
+
 def tag_name(name: str) -> str:
     """The tag for a name: characters that could end a tag become `_`."""
     return _NOT_IN_TAG.sub("_", name) or "_"

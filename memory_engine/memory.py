@@ -168,10 +168,15 @@ class Memory:
         self._previous = list(context.messages)
         return context
 
-    async def get_all(self) -> list[ChatMessage]:
-        """Every message of the session in order, archived ones too."""
+    async def get_all(self, *, last: int | None = None) -> list[ChatMessage]:
+        """Every message of the session in order, archived ones too; with `last` that many of the newest.
+
+        :raises ConfigurationError: `last` is no number of messages.
+        """
+        if last is not None and (isinstance(last, bool) or not isinstance(last, int) or not 0 <= last < 2**63):
+            raise ConfigurationError(f"last is how many of the newest messages get_all returns, not {last!r:.80}.")
         await self._engine._ready()
-        return await self._session.get_all()
+        return await self._session.get_all(last)
 
     async def set(self, messages: Sequence[MessageLike]) -> None:
         """Replace the active messages in one transaction; archive and block state stay.
@@ -266,11 +271,14 @@ class Memory:
         view._on_write = on_write if self._on_write == "do" else self._on_write
         return view
 
-    def as_tools(self) -> list[Tool]:
-        """This memory as tools for a model: `remember`, `search_memory` and `forget`; see `memory_engine.tools`."""
+    def as_tools(self, *, erase: bool = False) -> list[Tool]:
+        """This memory as tools for a model: `remember`, `search_memory` and `forget`; see `memory_engine.tools`.
+
+        A fact that is forgotten stays in the history of its block, with `erase` not even there.
+        """
         from memory_engine.tools import as_tools
 
-        return as_tools(self)
+        return as_tools(self, erase=erase)
 
     def _writes(self, what: str) -> bool:
         """Whether this memory may change; raises `ReadOnlyError`."""
@@ -282,18 +290,22 @@ class Memory:
 
     @property
     def session_id(self) -> str:
+        """The name of this conversation, unique in its tenant."""
         return self._session.identity[1]
 
     @property
     def user_id(self) -> str | None:
+        """Whose conversation it is; blocks of scope "user" know this user's sessions. None: nobody's."""
         return self._session.identity[2]
 
     @property
     def tenant(self) -> str:
+        """The customer or application that it belongs to; nothing is shared between tenants. Default: ""."""
         return self._session.identity[0]
 
     @property
     def token_limit(self) -> int:
+        """What `get` may return with `reserved_tokens` on top, in tokens."""
         return self._session.core.settings.token_limit
 
     @property

@@ -238,9 +238,14 @@ class Session:
             raise ConfigurationError(f"This memory has no block {name!r:.80}; its blocks are: {known}.")
         return definitions[name]
 
-    async def get_all(self) -> list[ChatMessage]:
+    async def get_all(self, last: int | None) -> list[ChatMessage]:
         session = await self._current()
-        return [message_of(row) for row in await self.core.store.all_rows(session)] if session else []
+        if session is None or last == 0:
+            return []
+        rows = await self.core.store.all_rows(session, limit=last, newest=last is not None)
+        if len(rows) > _MANY:
+            return await asyncio.to_thread(lambda: [message_of(row) for row in rows])
+        return [message_of(row) for row in rows]
 
     async def bound(self, definition: Block, *, read_only: bool = False) -> Block:
         """A copy of the block with what is saved in this session's scope."""

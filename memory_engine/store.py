@@ -386,8 +386,10 @@ class Store(Protocol):
     async def archived_rows(self, session: SessionRow, *, from_seq: int, max_tokens: int) -> tuple[MessageRow, ...]:
         """The newest rows of `[from_seq, horizon)`, in order, not more than about `max_tokens` tokens of them."""
 
-    async def all_rows(self, session: SessionRow, *, after_seq: int = -1, limit: int | None = None) -> tuple[MessageRow, ...]:
-        """Every stored row in order, archived too."""
+    async def all_rows(
+        self, session: SessionRow, *, after_seq: int = -1, limit: int | None = None, newest: bool = False
+    ) -> tuple[MessageRow, ...]:
+        """Every stored row in order, archived too; of those beyond `after_seq` the first `limit`, or with `newest` the last."""
 
     async def delivered_rows(
         self, scope_key: str, block: str, session_uid: str, *, from_seq: int, to_seq: int

@@ -32,22 +32,28 @@ _SEARCHED = 2_000
 class RemembersFacts(Protocol):
     """A block that keeps facts by hand, as `FactExtractionMemoryBlock` does; each fact has an `id` and a `text`."""
 
-    async def remember(self, text: str) -> Any: ...
+    async def remember(self, text: str) -> Any:
+        """Keep a text as a fact and return it."""
 
-    async def forget_fact(self, fact: str) -> bool: ...
+    async def forget_fact(self, fact: str, *, erase: bool = False) -> bool:
+        """End a fact by its id, with `erase` without a trace; whether there was one."""
 
-    async def facts(self) -> Sequence[Any]: ...
+    async def facts(self) -> Sequence[Any]:
+        """The facts that hold."""
 
 
 @runtime_checkable
 class KeepsDocuments(Protocol):
     """A block that recalls messages and documents, as `VectorMemoryBlock` does."""
 
-    async def search(self, query: str, *, limit: int = 10) -> Sequence[Any]: ...
+    async def search(self, query: str, *, limit: int = 10) -> Sequence[Any]:
+        """What the query finds, best first."""
 
-    async def add_documents(self, texts: Sequence[str], metadata: Mapping[str, Any] | None = None) -> list[str]: ...
+    async def add_documents(self, texts: Sequence[str], metadata: Mapping[str, Any] | None = None) -> list[str]:
+        """Keep texts that are no conversation; their ids."""
 
-    async def remove_documents(self, documents: Sequence[str] | None = None) -> int: ...
+    async def remove_documents(self, documents: Sequence[str] | None = None) -> int:
+        """Forget documents by id; how many there were."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,14 +109,14 @@ class _WrongArgumentsError(Exception):
     """Arguments that a model should correct."""
 
 
-def as_tools(memory: Memory) -> list[Tool]:
+def as_tools(memory: Memory, *, erase: bool = False) -> list[Tool]:
     """`remember`, `search_memory` and `forget` for this memory; a read-only view has `search_memory` alone.
 
     Texts are remembered by the first block that keeps facts (`FactExtractionMemoryBlock`), else as documents of the first
     one that recalls (`VectorMemoryBlock`). Without such a block there is no `remember`. Searching uses the blocks that recall,
-    else the words of facts and of the newest 2,000 messages.
+    else the words of facts and of the newest 2,000 messages. What is forgotten of facts stays in their history, unless `erase`.
     """
-    tools = _Tools(memory)
+    tools = _Tools(memory, erase)
     given = [
         Tool(
             "search_memory",
@@ -177,8 +183,8 @@ def _value(name: str, value: Any, schema: Mapping[str, Any]) -> Any:
 class _Tools:
     """The functions behind the tools of one memory."""
 
-    def __init__(self, memory: Memory) -> None:
-        self._memory = memory
+    def __init__(self, memory: Memory, erase: bool) -> None:
+        self._memory, self._erase = memory, erase
         self._facts = [name for name, block in memory.blocks.items() if _keeps_facts(block)]
         self._recall = [name for name, block in memory.blocks.items() if isinstance(block, KeepsDocuments)]
 
@@ -224,7 +230,7 @@ class _Tools:
                 if fact is None:
                     continue
                 async with self._memory.block(name) as block:
-                    if await block.forget_fact(fact):
+                    if await block.forget_fact(fact, erase=self._erase):
                         return f"Forgot {id}."
         raise _WrongArgumentsError(f"nothing has the id {id!r:.80}; use one that search_memory showed")
 
@@ -244,7 +250,7 @@ class _Tools:
 
     async def _found_messages(self, query: str, limit: int) -> list[str]:
         if not self._recall:
-            said = [message for message in (await self._memory.get_all())[-_SEARCHED:] if message.content.strip()]
+            said = [message for message in await self._memory.get_all(last=_SEARCHED) if message.content.strip()]
             best = await _best(query, [message.content for message in said], limit)
             return [_line(f"m:{said[place].id}", _told(said[place])) for place in best]
         lines: list[str] = []

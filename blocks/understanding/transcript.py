@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from memory_engine import ChatMessage, ContentBlock
-from memory_engine.escaping import escape
+from memory_engine.escaping import escape, without_rendered
 from memory_engine.messages import AudioBlock, DocumentBlock, ImageBlock, TextBlock, ToolCallBlock, ToolResultBlock, VideoBlock
 
 LONGEST = 16_000
@@ -133,7 +133,7 @@ def said(message: ChatMessage, own_calls: Collection[str] = ()) -> str:
         if block.origin == "memory" or _call_of(block) in own_calls:
             continue
         if isinstance(block, TextBlock):
-            parts.append(block.text)
+            parts.append(without_rendered(block.text) if message.role == "user" else block.text)
         elif isinstance(block, ToolCallBlock):
             parts.append(f"[calls {block.name} with {_plain(block.arguments)}]")
         elif isinstance(block, ToolResultBlock):

@@ -103,8 +103,10 @@ class Reading:
         head = (is_cut, seq == head_seq, seq != bindparam("p_turn"), pinned == 0, after)
         parts = (pinned_below, turn, head, active)
         self._visible = union_all(*(select(*columns).where(of_session, alive, *part) for part in parts))
-        self._all = select(*columns).where(of_session, alive, after).order_by(seq)
+        everything = select(*columns).where(of_session, alive, after)
+        self._all = everything.order_by(seq)
         self._some = self._all.limit(bindparam("p_limit"))
+        self._last = everything.order_by(seq.desc()).limit(bindparam("p_limit"))
         # The cursor ties session, block and scope together: no other session's messages can be asked for.
         c, given = tables.cursors.c, messages.c.seq.between(bindparam("p_from"), bindparam("p_to") - 1)
         mine = (c.scope_key == bindparam("p_scope"), c.block == bindparam("p_block"), sessions.c.uid == bindparam("p_uid"))
@@ -230,11 +232,14 @@ class Reading:
             end = found[-1].seq
         return tuple(reversed(rows))
 
-    def all(self, connection: Connection, session: SessionRow, after_seq: int, limit: int | None) -> tuple[MessageRow, ...]:
+    def all(
+        self, connection: Connection, session: SessionRow, after_seq: int, limit: int | None, newest: bool
+    ) -> tuple[MessageRow, ...]:
         given = {"p_pk": session.pk, "p_uid": session.uid, "p_after": after_seq}
         if limit is None:
             return tuple(message_rows(connection.execute(self._all, given).all()))
-        return tuple(message_rows(connection.execute(self._some, given | {"p_limit": limit}).all()))
+        rows = connection.execute(self._last if newest else self._some, given | {"p_limit": limit}).all()
+        return tuple(message_rows(rows[::-1] if newest else rows))
 
     def delivered(
         self, connection: Connection, scope: str, block: str, session_uid: str, from_seq: int, to_seq: int

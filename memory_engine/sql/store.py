@@ -148,8 +148,10 @@ class SqlStore:
     async def archived_rows(self, session: SessionRow, *, from_seq: int, max_tokens: int) -> tuple[MessageRow, ...]:
         return await self._read_together(self._reading.archived, session, from_seq, max_tokens)
 
-    async def all_rows(self, session: SessionRow, *, after_seq: int = -1, limit: int | None = None) -> tuple[MessageRow, ...]:
-        return await self._read(self._reading.all, session, after_seq, limit)
+    async def all_rows(
+        self, session: SessionRow, *, after_seq: int = -1, limit: int | None = None, newest: bool = False
+    ) -> tuple[MessageRow, ...]:
+        return await self._read(self._reading.all, session, after_seq, limit, newest)
 
     async def delivered_rows(
         self, scope_key: str, block: str, session_uid: str, *, from_seq: int, to_seq: int

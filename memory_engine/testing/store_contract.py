@@ -323,6 +323,8 @@ class StoreContract:
     async def test_all_rows_in_pages(self, store: Store) -> None:
         session = (await self.put(store, spec(), turns(3))).session
         assert ids(await store.all_rows(session, after_seq=1, limit=2)) == ["u1", "a1"]
+        assert ids(await store.all_rows(session, limit=2, newest=True)) == ["u2", "a2"]
+        assert ids(await store.all_rows(session, after_seq=4, limit=2, newest=True)) == ["a2"]
 
     async def test_flush_complete_turns_and_final(self, store: Store) -> None:
         with_blocks = spec(blocks=BLOCKS)

@@ -449,6 +449,19 @@ async def test_a_correction_that_cannot_get_its_turn_says_so(tmp_path: Path) -> 
                     pytest.fail("the other correction holds the lease")
 
 
+async def test_the_newest_messages_of_a_session(tmp_path: Path) -> None:
+    async with open_engine(tmp_path, Notes()) as engine:
+        memory = engine.session("one")
+        assert await memory.get_all(last=3) == []
+        await memory.put_messages([{"role": "user", "content": str(n)} for n in range(10)])
+        await memory.flush(final=True)
+        for last, expected in ((0, []), (1, ["9"]), (3, ["7", "8", "9"]), (99, [str(n) for n in range(10)])):
+            assert [message.content for message in await memory.get_all(last=last)] == expected
+        for wrong in (-1, 1.5, True, "2"):
+            with pytest.raises(ConfigurationError, match="how many of the newest"):
+                await memory.get_all(last=wrong)  # type: ignore[arg-type]
+
+
 async def test_many_corrections_add_up(tmp_path: Path) -> None:
     async with open_engine(tmp_path, Notes(scope="user")) as one, open_engine(tmp_path, Notes(scope="user")) as two:
         memories = [engine.session(f"s{n % 3}", user_id="ada") for n in range(5) for engine in (one, two)]

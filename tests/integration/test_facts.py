@@ -18,6 +18,7 @@ from pydantic import BaseModel, create_model, field_validator, model_validator
 from memory_engine import ChatMessage, Limits, Memory, MemoryEngine
 from memory_engine.blocks import FactExtractionMemoryBlock
 from memory_engine.errors import BlockError, BlockStateError, ConfigurationError
+from memory_engine.formats.openai import to_openai
 from memory_engine.testing import ScriptedLLM
 from memory_engine.tokens import TokenCounter
 
@@ -52,9 +53,12 @@ def echo(prompt: Any) -> str:
     return says(*(add(text, int(number)) for number, text in found))
 
 
+_SETTINGS = ("token_limit", "token_flush_size", "clock", "insert_method")
+
+
 @asynccontextmanager
 async def open_engine(folder: Path, llm: Any, **options: Any) -> AsyncIterator[MemoryEngine]:
-    settings = {name: options.pop(name) for name in ("token_limit", "token_flush_size", "clock") if name in options}
+    settings = {name: options.pop(name) for name in _SETTINGS if name in options}
     block = options.pop("block", None) or FactExtractionMemoryBlock(llm=llm, **options)
     uri = f"sqlite+aiosqlite:///{folder / 'memory.db'}"
     async with MemoryEngine(async_database_uri=uri, memory_blocks=[block], limits=QUICK, **settings) as engine:
@@ -516,6 +520,32 @@ async def test_a_delivery_from_elsewhere_does_not_bring_back_what_is_erased_mean
         assert [fact.text for fact in await (await bound(two)).history()] == ["likes horses"]
         assert rows(tmp_path, "block_records") == 1
     assert not file_has(tmp_path, "likes zebras")
+
+
+@pytest.mark.parametrize("insert_method", ["user", "split", "system"])
+async def test_what_memory_inserted_is_not_learned_by_way_of_dicts(tmp_path: Path, insert_method: Any) -> None:
+    """A framework that stores what it was given, as OpenAI's dicts, with or without parts."""
+    llm = ScriptedLLM(otherwise=echo)
+    block = FactExtractionMemoryBlock(llm=llm, depends_on_query=True)
+    async with open_engine(tmp_path, llm, block=block, insert_method=insert_method) as engine:
+        first = engine.session("one")
+        await tell(first, "I like tea.")
+        await first.put({"role": "user", "content": "What do I like?"})
+        given = to_openai(await first.get())
+        assert "<fact>I like tea.</fact>" in repr(given)
+        flat = [
+            {
+                **one,
+                "content": one["content"] if isinstance(one["content"], str) else "\n".join(p["text"] for p in one["content"]),
+            }
+            for one in given
+        ]
+        for name, messages in (("two", given), ("three", flat)):
+            other = engine.session(name)
+            await other.put_messages(messages)
+            await other.flush(final=True)
+            await other.drain(PATIENCE)
+            assert await texts(other) == ["What do I like?"]
 
 
 async def test_two_users_at_once_do_not_mix(tmp_path: Path) -> None:

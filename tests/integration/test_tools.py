@@ -62,6 +62,27 @@ async def test_what_is_remembered_is_a_fact_that_get_shows(tmp_path: Path) -> No
         assert await memory.get() == []
 
 
+@pytest.mark.parametrize("erase", [False, True])
+async def test_what_is_forgotten_is_history_or_erased(tmp_path: Path, erase: bool) -> None:
+    async with opened(tmp_path, facts()) as engine:
+        memory = engine.session("one")
+        tools = {tool.name: tool for tool in memory.as_tools(erase=erase)}
+        await tools["remember"](text="Ada is allergic to hazelnuts.")
+        await tools["forget"](id="f1")
+        block: Any = await memory.block("facts")
+        assert (await block.facts(), len(await block.history())) == ([], 0 if erase else 1)
+
+
+async def test_searching_messages_reads_the_newest_only(tmp_path: Path) -> None:
+    async with opened(tmp_path) as engine:
+        memory = engine.session("one")
+        texts = ["The owl is old.", *(f"number {n}" for n in range(2_000)), "The fox is new."]
+        await memory.put_messages([{"role": "user", "content": text} for text in texts])
+        search = tools_of(memory)["search_memory"]
+        assert "fox" in await search(query="Where is the fox?")
+        assert await search(query="Where is the owl?") == "Nothing was found."
+
+
 async def test_without_facts_it_is_a_document(tmp_path: Path) -> None:
     async with opened(tmp_path, recall()) as engine:
         memory = engine.session("one")
@@ -203,7 +224,7 @@ async def test_a_failure_inside_tells_the_model_nothing_of_it(tmp_path: Path, ca
         async def remember(self, text: str) -> Any:
             raise RuntimeError("password=hunter2")
 
-        async def forget_fact(self, fact: str) -> bool:
+        async def forget_fact(self, fact: str, *, erase: bool = False) -> bool:
             return False
 
         async def facts(self) -> Sequence[Any]:

@@ -60,6 +60,21 @@ def test_tools_are_text_and_memory_and_thoughts_are_left_out() -> None:
     assert list(transcript_of(messages, range(6)).seqs.values()) == [0, 1, 2, 3], "what says nothing has no number"
 
 
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("<memory>\n<facts>\nlikes tea\n</facts>\n</memory>\nAnd coffee?", "And coffee?"),
+        ("<memory>\n<facts>\nlikes tea\n</facts>\n</memory>", ""),
+        ("<memory>\n<a>\nx\n</a>\n</memory>\nSay <memory>\nhello\n</memory>", "Say <memory>\nhello\n</memory>"),
+        ("What does <memory> mean?\n</memory>", "What does <memory> mean?\n</memory>"),
+        ("<memory>\nnever closed", "<memory>\nnever closed"),
+    ],
+)
+def test_what_memory_wrote_is_known_behind_another_librarys_message(text: str, left: str) -> None:
+    assert said(user(text)) == left
+    assert said(ChatMessage(role="assistant", content=text)) == text
+
+
 @given(st.lists(st.text(alphabet='<>/message conversation n="12"\n'), max_size=5), st.text('<>/message n="12"&\n', max_size=30))
 def test_no_text_and_no_name_can_end_or_begin_a_message(texts: list[str], name: str) -> None:
     found = transcript_of([user(text, name=name or None) for text in texts], range(len(texts)))
