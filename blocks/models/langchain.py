@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from memory_engine.blocks.models.protocol import Completion, Prompt
+from memory_engine.errors import ConfigurationError
 
 
 class LangChainModel:
-    """A chat model of LangChain, through its `ainvoke`."""
+    """A chat model of LangChain, through its `ainvoke`; `ConfigurationError` for anything else."""
 
     def __init__(self, llm: Any) -> None:
+        if not hasattr(llm, "ainvoke"):
+            raise ConfigurationError(f"llm is a {type(llm).__name__} of LangChain, which cannot be invoked; give a chat model.")
         self._llm = llm
         name = getattr(llm, "model_name", None) or getattr(llm, "model", None)
         self.model = name if isinstance(name, str) else type(llm).__name__

@@ -6,12 +6,15 @@ from typing import Any
 
 from memory_engine.blocks.models.protocol import Completion, Prompt
 from memory_engine.blocks.services.loading import load
+from memory_engine.errors import ConfigurationError
 
 
 class LlamaIndexModel:
-    """An LLM of LlamaIndex, through its `achat`."""
+    """An LLM of LlamaIndex, through its `achat`; `ConfigurationError` for anything else."""
 
     def __init__(self, llm: Any) -> None:
+        if not hasattr(llm, "achat"):
+            raise ConfigurationError(f"llm is a {type(llm).__name__} of LlamaIndex, which cannot chat; give an LLM.")
         self._llm = llm
         self.model = str(getattr(getattr(llm, "metadata", None), "model_name", "") or type(llm).__name__)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from memory_engine.blocks.models.protocol import Completion, Prompt
 from memory_engine.blocks.services.loading import load, require
+from memory_engine.errors import ConfigurationError
 
 WHO = "A model of pydantic-ai"
 PIP = "memory-engine-blocks[llm]"
@@ -15,10 +16,17 @@ class PydanticAIModel:
     """A model of pydantic-ai, or its name such as "anthropic:claude-haiku-4-5"; `settings` are its `ModelSettings`.
 
     Nothing of an agent is used: one request for each prompt, without tools.
+
+    :raises ConfigurationError: it is neither.
     """
 
     def __init__(self, model: Any, *, settings: Any = None) -> None:
         require("pydantic_ai", who=WHO, pip=PIP)
+        if not isinstance(model, str) and not hasattr(model, "request"):
+            raise ConfigurationError(
+                f"llm is a {type(model).__name__} of pydantic-ai, not a model; of an agent give the model that it is made of, "
+                'or a name such as "openai:gpt-5-mini".'
+            )
         self._given, self._settings = model, settings
         self.model = model if isinstance(model, str) else str(getattr(model, "model_name", type(model).__name__))
 

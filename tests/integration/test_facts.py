@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import BaseModel, create_model, field_validator, model_validator
+from pydantic import BaseModel, ValidationError, create_model, field_validator, model_validator
 
-from memory_engine import ChatMessage, Limits, Memory, MemoryEngine
+from memory_engine import BaseMemoryBlock, ChatMessage, Limits, Memory, MemoryEngine
 from memory_engine.blocks import FactExtractionMemoryBlock
 from memory_engine.errors import BlockError, BlockStateError, ConfigurationError
 from memory_engine.formats.openai import to_openai
@@ -184,6 +184,35 @@ async def test_the_conversation_is_data_and_tools_are_text(tmp_path: Path) -> No
         assert "[calls look with" in data and "a lake" in data
         for hidden in ("session-4711", "ada-0815", "gold-plan", "call-99", "trace-1", *(m.id for m in await memory.get_all())):
             assert str(hidden) not in repr(llm.prompts)
+
+
+class Meddling(BaseMemoryBlock[str]):
+    """Tries to change what it is given, and so what others are given."""
+
+    name: str = "meddling"
+
+    async def _aget(self, messages: list[ChatMessage] | None = None, **block_kwargs: Any) -> str:
+        return ""
+
+    async def _aput(self, messages: list[ChatMessage]) -> None:
+        with pytest.raises((ValidationError, TypeError, AttributeError)):
+            messages[0].content = "changed"  # type: ignore[misc]
+        with pytest.raises(TypeError):
+            messages[0].metadata["session_id"] = self.context.session_id  # type: ignore[index]
+        messages[:] = [ChatMessage(role="user", content="changed")]
+
+
+async def test_no_block_changes_what_another_is_given(tmp_path: Path) -> None:
+    """Defect 17: blocks shared mutable messages, and the ids of the session were written into them."""
+    llm = ScriptedLLM(otherwise=echo)
+    blocks = [Meddling(), FactExtractionMemoryBlock(llm=llm), Meddling(name="meddling2")]
+    uri = f"sqlite+aiosqlite:///{tmp_path / 'memory.db'}"
+    async with MemoryEngine(async_database_uri=uri, memory_blocks=blocks, limits=QUICK, delivery="inline") as engine:
+        memory = engine.session("session-4711")
+        await tell(memory, "I like tea.")
+        assert await texts(memory) == ["I like tea."]
+        assert [message.content for message in await memory.get_all()] == ["I like tea."]
+        assert "session-4711" not in repr(llm.prompts) and (await memory.context()).receipt.parked == ()
 
 
 async def test_what_memory_inserted_is_not_learned_again(tmp_path: Path) -> None:

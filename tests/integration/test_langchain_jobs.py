@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memory_engine import BaseMemoryBlock, ChatMessage, Memory, TextBlock
+from memory_engine import BaseMemoryBlock, ChatMessage, Memory, MemoryEngine, TextBlock
 from memory_engine.blocks import StaticMemoryBlock
 from memory_engine.errors import BudgetExceededError, ConfigurationError, ReadOnlyError
 from memory_engine.formats.text import format_history
@@ -33,6 +33,57 @@ def memory_of(**settings: Any) -> Memory:
 
 def turns(name: str) -> list[list[dict[str, str]]]:
     return [[{"role": "user", "content": q}, {"role": "assistant", "content": a}] for q, a in GOLDEN["dialogues"][name]]
+
+
+# -- entity stores ---------------------------------------------------------------------------------------------------
+
+
+class Keys(BaseMemoryBlock[str]):
+    """A block that is nothing but its records."""
+
+    name: str = "keys"
+
+    async def _aget(self, messages: list[ChatMessage] | None = None, **block_kwargs: Any) -> str:
+        return ""
+
+    async def _aput(self, messages: list[ChatMessage]) -> None:
+        return None
+
+
+@pytest.mark.parametrize("where", ["memory", "file"])
+@pytest.mark.parametrize("scope", ["session", "user", "global"])
+async def test_records_are_the_store_of_keys_and_values(where: str, scope: Any, tmp_path: Path) -> None:
+    """One rule for every database: what was put comes back as it was, also what is empty; nothing reaches another scope."""
+    name = ":memory:" if where == "memory" else str(tmp_path / "keys.db")
+    uri = f"sqlite+aiosqlite:///{name}"
+    async with MemoryEngine(async_database_uri=uri, memory_blocks=[Keys(scope=scope)]) as engine:
+        mine = engine.session("u1", user_id="u1", tenant="u1")
+        others = [engine.session(name, user_id=name, tenant=name) for name in ("u*", "u", "u11", "U1")]
+        for memory in (mine, *others):
+            async with memory.block("keys") as block:
+                assert await block.records.get("deven") is None
+                block.records.put("deven", memory.session_id)
+        async with mine.block("keys") as block:
+            for value in ("", "text", None, 0, {"a": [1]}):
+                block.records.put("value", value)
+                found = await block.records.get("value")
+                assert found is not None and found.data == value
+            block.records.delete("nothing")
+            block.records.delete("value")
+            assert await block.records.get("value") is None
+            for record in await block.records.list():
+                block.records.delete(record.key)
+        assert await (await mine.block("keys")).records.count() == 0
+        for memory in others:
+            found = await (await memory.block("keys")).records.get("deven")
+            assert found is not None and found.data == memory.session_id
+
+
+async def test_two_memories_without_a_database_share_nothing() -> None:
+    async with memory_of(memory_blocks=[Keys()]) as one, memory_of(memory_blocks=[Keys()]) as two:
+        async with one.block("keys") as block:
+            block.records.put("deven", "here")
+        assert await (await two.block("keys")).records.count() == 0
 
 
 # -- buffer ----------------------------------------------------------------------------------------------------------

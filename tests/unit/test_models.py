@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from local_service import Service, package_class, serving
+from pydantic_ai import Agent
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 
@@ -159,6 +160,9 @@ async def test_cancelling_is_no_failure() -> None:
         (5, "async function"),
         (ScriptedLLM, "class ScriptedLLM; give an instance"),
         (package_class("openai.lib", "AsyncOpenAI")(), "which model to use"),
+        (Agent("test"), "Agent of pydantic-ai, not a model"),
+        (package_class("llama_index.core.embeddings", "MyEmbedding")(), "MyEmbedding of LlamaIndex, which cannot chat"),
+        (package_class("langchain_core.tools", "MyTool")(), "MyTool of LangChain, which cannot be invoked"),
     ],
 )
 def test_what_is_no_model_is_refused(llm: Any, says: str) -> None:
