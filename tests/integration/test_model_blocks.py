@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
+import sqlite3
+from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +169,35 @@ async def test_a_model_slower_than_a_delivery_may_take_is_waited_for(kind: Any, 
 def _failed(context: Any) -> int:
     usage = context.receipt.source("b").usage
     return 0 if usage is None else int(usage.failed)
+
+
+# -- calls -----------------------------------------------------------------------------------------------------------
+
+
+@KINDS
+async def test_a_thousand_turns_cost_no_more_calls_than_flushes(kind: Any, tmp_path: Path) -> None:
+    """At most ceil(flushed tokens / token_flush_size) for each block, and one more for each answer that cannot be used."""
+    asked = Counter[str]()
+
+    def model(prompt: Any) -> str:
+        again = len(prompt) > 2
+        asked["again" if again else "first"] += 1
+        wrong = asked["first"] % 7 == 0 and not again
+        return ("word " * 600 if kind is SummaryMemoryBlock else "Let me think.") if wrong else REPLIES[kind]
+
+    block = kind(name="b", llm=ScriptedLLM(otherwise=model))
+    async with engine_of(tmp_path, block, token_limit=4_000, token_flush_size=400) as engine:
+        memory = engine.session("one")
+        for number in range(1_000):
+            said = f"{number}: we talk about this and that, and about tea and coffee. " * 2
+            await memory.put_messages([{"role": "user", "content": said}, {"role": "assistant", "content": said}])
+        await memory.drain(PATIENCE)
+        usage = (await memory.context()).receipt.source("b").usage
+    with closing(sqlite3.connect(tmp_path / "memory.db")) as connection:
+        [(flushed,)] = connection.execute("SELECT SUM(tokens) FROM memory_flushes").fetchall()
+    assert usage is not None and usage.calls == asked.total()
+    assert 20 < asked["first"] <= math.ceil(flushed / 400) and asked["again"] == asked["first"] // 7
+    print(f"\n{kind.__name__}: {flushed:,} tokens flushed, {asked['first']} calls and {asked['again']} more")
 
 
 # -- prompts ---------------------------------------------------------------------------------------------------------
