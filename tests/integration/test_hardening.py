@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
+from opentelemetry import metrics
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from sqlalchemy import create_engine
 
 from memory_engine import BaseMemoryBlock, ChatMessage, Limits, Memory, MemoryEngine
-from memory_engine.blocks import StaticMemoryBlock
+from memory_engine.blocks import FactExtractionMemoryBlock, StaticMemoryBlock
 from memory_engine.errors import BlockError, ConfigurationError, StoreBusyError
 from memory_engine.messages import ToolCallBlock
 from memory_engine.telemetry import OpenTelemetry
+from memory_engine.testing import ScriptedLLM
 
 
 class Panic(BaseException):
@@ -197,6 +203,35 @@ async def test_a_receipt_adds_up() -> None:
     assert given + receipt.rendering == receipt.tokens <= 200
     assert receipt.as_dict()["rendering"] == receipt.rendering
     assert f"{receipt.rendering} for rendering" in str(receipt)
+
+
+async def test_calls_of_models_are_counted_also_when_a_delivery_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    reader = InMemoryMetricReader()
+    monkeypatch.setattr(metrics, "get_meter", MeterProvider([reader]).get_meter)
+    answer = json.dumps({"operations": [{"op": "add", "text": "likes tea", "messages": [1]}]})
+    llm = ScriptedLLM(["nonsense", "nonsense", ConnectionError("away"), answer])
+    block = FactExtractionMemoryBlock(name="facts", llm=llm, llm_retries=0)
+    async with Memory.from_defaults(
+        "one",
+        async_database_uri=f"sqlite+aiosqlite:///{tmp_path / 'memory.db'}",
+        memory_blocks=[block],
+        limits=Limits(first_retry=0.01, last_retry=0.02),
+    ) as memory:
+        await memory.put(user("I like tea."))
+        await memory.flush(final=True)
+        await memory.drain(30)
+        usage = (await memory.context()).receipt.source("facts").usage
+    assert usage is not None and (usage.calls, usage.failed) == (4, 1)
+    counted = {}
+    for metric in json.loads(reader.get_metrics_data().to_json())["resource_metrics"][0]["scope_metrics"][0]["metrics"]:
+        for point in metric["data"]["data_points"]:
+            what = point["attributes"].get("outcome") or point["attributes"].get("direction")
+            counted[metric["name"], point["attributes"].get("block"), what] = point.get("value")
+    assert counted["memory_engine.model.calls", "facts", "done"] == 3
+    assert counted["memory_engine.model.calls", "facts", "failed"] == 1
+    assert counted["memory_engine.model.tokens", "facts", "input"] == usage.input_tokens > 0
+    assert counted["memory_engine.model.tokens", "facts", "output"] == usage.output_tokens > 0
+    assert counted["memory_engine.deliveries", "facts", "failed"] == 2
 
 
 def test_spans_tell_the_type_of_an_error_and_not_its_text(monkeypatch: pytest.MonkeyPatch) -> None:
