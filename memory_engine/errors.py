@@ -132,6 +132,10 @@ class StoreFullError(StoreError):
     """The disk of the database is full; nothing was written. Make room and retry."""
 
 
+class StoreUnavailableError(StoreError):
+    """The database cannot be reached, or the connection was lost. Retry when it is back, or raise `busy_timeout`."""
+
+
 class StoreUnreadableError(StoreError):
     """The database cannot be opened or is not one of ours; check the URI, the file and its permissions."""
 

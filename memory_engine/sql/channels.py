@@ -168,7 +168,9 @@ def _take_over(connection: Connection) -> None:
 
 
 async def _execute(driver: Any, statement: str) -> None:
-    await (await driver.execute(statement)).close()
+    done = await driver.execute(statement)
+    if not isinstance(done, str):  # asyncpg answers with what it did, the others with a cursor
+        await done.close()
 
 
 def _raw(connection: Connection) -> Any:

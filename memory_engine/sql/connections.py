@@ -1,160 +1,46 @@
-"""How work runs on the database: which connection, which transaction, and what a cancelled caller leaves behind.
+"""How work runs on a database: which connection, which transaction, and what a cancelled caller leaves behind.
 
-All work of one transaction is one plain function over a SQLAlchemy `Connection`, run in a task of its own behind a
-shield: a caller that is cancelled goes its way, the transaction still ends, and its connection stays usable.
+All work of one transaction is one plain function over a SQLAlchemy `Connection`. SQLite has one writer (`serial`), PostgreSQL
+many connections (`pooled`).
 """
 
 from __future__ import annotations
 
-import asyncio
-import logging
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, Protocol, TypeVar
 
-from sqlalchemy import Connection
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine
-from sqlalchemy.pool import QueuePool
 
-from memory_engine.errors import ClosedError, ConfigurationError, StoreError
-from memory_engine.sql.channels import Channel, GreenletChannel, ThreadChannel, Work, deferred, execute_raw, immediate
-from memory_engine.sql.errors import translated
-from memory_engine.sql.sqlite import in_memory, make_engine, parse_uri, prepare_file
-
-log = logging.getLogger("memory_engine.sql")
+from memory_engine.errors import ConfigurationError
+from memory_engine.sql.channels import Work
+from memory_engine.sql.pooled import PooledConnections
+from memory_engine.sql.postgresql import make_engine, postgresql_url
+from memory_engine.sql.serial import serial_connections, serial_connections_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_READERS = 4
-_WIPE_MILLISECONDS = 100
-_WIPE_PAUSES = (0.0, 0.05, 0.1, 0.2, 0.4)
-"""Seconds before each attempt to empty the log; somebody may be reading in it, and writers go on meanwhile."""
-_SYNCHRONOUS = ("OFF", "NORMAL", "FULL", "EXTRA")
+_EXAMPLES = "'sqlite+aiosqlite:///memory.db' or 'postgresql+asyncpg://user:password@host/database'"
 
 
-class Connections:
-    """One writer, whose transactions queue up in order, and a few readers that never wait for it.
-
-    A database in memory (`single`) has one connection for all. With an engine of the user's the connections are borrowed
-    from its pool until `aclose`; its settings (journal mode, time-outs) are the user's.
-    """
-
-    def __init__(self, open_channel: Callable[[], Awaitable[Channel]], *, single: bool, owned: bool) -> None:
-        self._open, self._single, self._owned = open_channel, single, owned
-        self._writer: Channel | None = None
-        self._readers: list[Channel] = []
-        self._writing = asyncio.Lock()
-        self._reading = asyncio.Semaphore(_READERS)
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._closed = False
+class Connections(Protocol):
+    """Runs functions over connections. A caller that is cancelled goes its way, the transaction still ends."""
 
     async def write(self, work: Work[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run one transaction that may write; it holds the write lock from its first statement on."""
-        await self._writing.acquire()
-        return await self._apart(self._write(work, args, kwargs), self._writing.release)
+        """Run one transaction that may write."""
 
     async def read(self, work: Work[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Run one statement that reads."""
-        return await self._read(work, args, kwargs, together=False)
 
     async def read_together(self, work: Work[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Run several statements that read the same version of the database."""
-        return await self._read(work, args, kwargs, together=True)
 
     async def wipe(self) -> None:
-        """Overwrite what is left of deleted rows in SQLite's log, unless a reader elsewhere holds on to it.
-
-        What stays then goes with a later checkpoint, at the latest when the last connection closes.
-        """
-        if self._single or not self._owned:
-            return
-        for pause in _WIPE_PAUSES:
-            await asyncio.sleep(pause)
-            await self._writing.acquire()
-            try:
-                if await self._apart(self._read_on_writer(_truncate_log, (), {}), self._writing.release):
-                    return
-            except (StoreError, ClosedError):
-                log.debug("the write-ahead log could not be emptied now", exc_info=True)
-                return
+        """Overwrite what is left of deleted rows, where that is ours to do."""
 
     async def aclose(self) -> None:
         """Wait for what is running, then give back the connections."""
-        self._closed = True
-        while self._tasks:
-            await asyncio.wait(set(self._tasks))
-        connections = [*self._readers, *([self._writer] if self._writer else [])]
-        self._readers, self._writer = [], None
-        for connection in connections:
-            with translated():
-                await connection.close()
-
-    async def _read(self, work: Callable[..., R], args: tuple[Any, ...], kwargs: dict[str, Any], *, together: bool) -> R:
-        if self._single:
-            await self._writing.acquire()
-            return await self._apart(self._read_on_writer(work, args, kwargs), self._writing.release)
-        await self._reading.acquire()
-        return await self._apart(self._read_on_reader(work, args, kwargs, together), self._reading.release)
-
-    async def _apart(self, work: Coroutine[Any, Any, R], release: Callable[[], None]) -> R:
-        """Run in a task that outlives a cancelled caller; `release` what the caller acquired when it ends."""
-        if self._closed:
-            release()
-            work.close()
-            raise ClosedError
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-
-        def ended(task: asyncio.Task[R]) -> None:
-            self._tasks.discard(task)
-            release()
-
-        task.add_done_callback(ended)
-        return await asyncio.shield(task)
-
-    async def _write(self, work: Callable[..., R], args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:
-        with translated():
-            connection = self._writer
-            if connection is None:
-                connection = self._writer = await self._open()
-            try:
-                return await connection.run(immediate, work, args, kwargs)
-            except BaseException:
-                if not await connection.usable():
-                    self._writer = None
-                raise
-
-    async def _read_on_writer(self, work: Callable[..., R], args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:
-        with translated():
-            if self._writer is None:
-                self._writer = await self._open()
-            return await self._writer.run(work, *args, **kwargs)
-
-    async def _read_on_reader(self, work: Callable[..., R], args: tuple[Any, ...], kwargs: dict[str, Any], together: bool) -> R:
-        with translated():
-            connection = self._readers.pop() if self._readers else await self._open()
-            try:
-                if together:
-                    result = await connection.run(deferred, work, args, kwargs)
-                else:
-                    result = await connection.run(work, *args, **kwargs)
-            except BaseException:
-                if await connection.usable():
-                    self._readers.append(connection)
-                raise
-            self._readers.append(connection)
-            return result
-
-
-def _truncate_log(connection: Connection) -> bool:
-    """Whether the log is empty now."""
-    patience = connection.exec_driver_sql("PRAGMA busy_timeout").scalar_one()
-    execute_raw(connection, f"PRAGMA busy_timeout = {_WIPE_MILLISECONDS}")
-    try:
-        busy = connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").one()[0]
-        return not busy
-    finally:
-        execute_raw(connection, f"PRAGMA busy_timeout = {patience}")
 
 
 def open_connections(
@@ -163,25 +49,33 @@ def open_connections(
     """Connections to a database by its URI, or of a given engine; nothing is opened yet.
 
     :raises ConfigurationError: the URI or an option is wrong.
+    :raises MissingExtraError: the driver is not installed.
     """
-    if async_engine is not None:
-        if async_engine.dialect.name != "sqlite":
-            raise ConfigurationError(f"Only SQLite engines can be used, not {async_engine.dialect.name!r}.")
-        return Connections(lambda: GreenletChannel.open(async_engine), single=_has_one_connection(async_engine), owned=False)
-    if synchronous.upper() not in _SYNCHRONOUS:
-        raise ConfigurationError(f"sqlite_synchronous is one of {', '.join(_SYNCHRONOUS)}, not {synchronous!r}.")
     if not 0 <= busy_timeout < 1_000_000:
         raise ConfigurationError(f"busy_timeout is a number of seconds from 0 on, not {busy_timeout!r}.")
-    url = parse_uri(uri)
-    engine = make_engine(url, synchronous=synchronous.upper(), busy_timeout=busy_timeout)
-    return Connections(lambda: ThreadChannel.open(engine, lambda: prepare_file(url)), single=in_memory(url), owned=True)
+    if async_engine is not None:
+        dialect = async_engine.dialect
+        if dialect.name == "sqlite":
+            return serial_connections_of(async_engine)
+        if (dialect.name, dialect.driver) == ("postgresql", "asyncpg"):
+            return PooledConnections(async_engine, owned=False, patience=busy_timeout)
+        raise ConfigurationError(f"An async_engine is one of {_EXAMPLES}, not of {dialect.name}+{dialect.driver}.")
+    url = _url(uri)
+    if url is None or url.get_backend_name() == "sqlite":
+        return serial_connections(uri, synchronous=synchronous, busy_timeout=busy_timeout)
+    return PooledConnections(make_engine(postgresql_url(url)), owned=True, patience=busy_timeout)
 
 
-def _has_one_connection(engine: AsyncEngine) -> bool:
-    """Whether a second connection would see another database, or has to wait for the first."""
-    pool = engine.sync_engine.pool
-    if in_memory(engine.url):
-        return True
-    if isinstance(pool, QueuePool):
-        return pool.size() == 1 and pool._max_overflow == 0
-    return type(pool).__name__ in ("StaticPool", "SingletonThreadPool", "AssertionPool")
+def _url(uri: str | None) -> URL | None:
+    """The parsed URI of a backend that is supported; None is a private database in memory."""
+    if uri is None:
+        return None
+    try:
+        # The short name that many hosts give, and SQLAlchemy does not take.
+        url = make_url(f"postgresql{uri.removeprefix('postgres')}" if str(uri).startswith("postgres://") else uri)
+        backend = url.get_backend_name()
+    except (ArgumentError, ValueError, AttributeError) as error:
+        raise ConfigurationError(f"Not a database URI: {uri!r}. Write one like {_EXAMPLES}.") from error
+    if backend not in ("sqlite", "postgresql"):
+        raise ConfigurationError(f"{url.drivername!r} is not supported; use a URI like {_EXAMPLES}.")
+    return url

@@ -199,7 +199,7 @@ class Deliveries:
     # -- delivering ------------------------------------------------------------------------------------------
 
     def read_chunk(self, connection: Connection, claim: Claim, flush_size: int) -> Chunk | None:
-        if not self._leases.held(connection, claim.lease, claim.session):
+        if not self._leases.held(connection, claim.lease, claim.session, lock=False):
             return None
         start, end = claim.cursor, claim.target
         if claim.parked_id is None:

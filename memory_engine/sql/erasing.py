@@ -133,14 +133,14 @@ class Erasing:
     def delete_user(self, connection: Connection, tenant: str, user_id: str) -> int:
         c = self._tables.sessions.c
         key = scope_key("user", tenant=tenant, user_id=user_id, session_uid="")
-        pairs = self._pairs(connection, [(key, key + "\x00")])
-        count = self._delete(connection, and_(c.tenant == tenant, c.user_id == user_id), except_scopes=[(key, key + "\x00")])
-        self._clear_scopes(connection, tenant, pairs, [(key, key + "\x00")])
+        pairs = self._pairs(connection, [_only(key)])
+        count = self._delete(connection, and_(c.tenant == tenant, c.user_id == user_id), except_scopes=[_only(key)])
+        self._clear_scopes(connection, tenant, pairs, [_only(key)])
         return count
 
     def delete_tenant(self, connection: Connection, tenant: str) -> int:
         wide = scope_key("global", tenant=tenant, user_id=None, session_uid="")
-        ranges = [(wide, wide + "\x00"), _starting_with(f"u:{len(tenant)}:{tenant}:")]
+        ranges = [_only(wide), _starting_with(f"u:{len(tenant)}:{tenant}:")]
         pairs = self._pairs(connection, ranges)
         count = self._delete(connection, self._tables.sessions.c.tenant == tenant, except_scopes=ranges)
         self._clear_scopes(connection, tenant, pairs, ranges)
@@ -215,6 +215,11 @@ class Erasing:
             self._leases.revoke(connection, and_(leases.c.scope_key >= low, leases.c.scope_key < end))
         whole = {"tenant": tenant, "session_id": None, "session_uid": None, "seqs": None}
         self._queue(connection, [{**whole, "scope_key": scope, "block": block} for scope, block in pairs])
+
+
+def _only(key: str) -> tuple[str, str]:
+    """The range that holds that key alone: no key has a NUL, so nothing comes before the end."""
+    return key, key + "\x01"
 
 
 def _starting_with(prefix: str) -> tuple[str, str]:

@@ -6,11 +6,11 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import Column, Connection, Select, bindparam, func, literal, select, union_all
+from sqlalchemy import Column, Connection, Select, bindparam, literal, select, union_all
 
 from memory_engine.errors import SessionOwnerError
 from memory_engine.sql.states import after_prefix
-from memory_engine.sql.tables import Tables, erases
+from memory_engine.sql.tables import Tables, erases, rows_as_json
 from memory_engine.store import (
     Cursor,
     MessageRow,
@@ -249,7 +249,7 @@ class Reading:
 
 
 def _json(*columns: Any) -> Select[Any]:
-    return select(func.json_group_array(func.json_array(*columns)))
+    return select(rows_as_json(*columns))
 
 
 def _assemble(

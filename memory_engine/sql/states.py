@@ -65,7 +65,8 @@ class Leases:
         self._session = select(sessions.c.pk).where(
             sessions.c.pk == bindparam("p_pk"), sessions.c.uid == bindparam("p_uid"), sessions.c.epoch == bindparam("p_epoch")
         )
-        self._held = select(leases.c.token).where(*self._alive).with_for_update()
+        self._seen = select(leases.c.token).where(*self._alive)
+        self._held = self._seen.with_for_update()
         self._renew = update(leases).where(*self._alive).values(until=epoch_seconds() + bindparam("p_seconds"))
         self._release = delete(leases).where(*mine)
 
@@ -99,11 +100,14 @@ class Leases:
         yield
         self.release(connection, mine)
 
-    def held(self, connection: Connection, lease: Lease, session: SessionRow | None = None) -> bool:
-        """Whether the lease is alive and the session, if given, is still of the same uid and epoch."""
+    def held(self, connection: Connection, lease: Lease, session: SessionRow | None = None, *, lock: bool = True) -> bool:
+        """Whether the lease is alive and the session, if given, is still of the same uid and epoch.
+
+        With `lock`, the lease stays so to the end of the transaction; readers do without.
+        """
         if session is not None and not self.current(connection, session):
             return False
-        return connection.execute(self._held, _parameters(lease)).first() is not None
+        return connection.execute(self._held if lock else self._seen, _parameters(lease)).first() is not None
 
     def current(self, connection: Connection, session: SessionRow) -> bool:
         """Whether the session still has that uid and epoch."""

@@ -52,6 +52,23 @@ def _postgresql_clock(element: epoch_seconds, compiler: SQLCompiler, **kw: Any) 
     return "extract(epoch from clock_timestamp())::double precision"
 
 
+class rows_as_json(FunctionElement[str]):  # noqa: N801
+    """An aggregate: the rows' columns as the text of a JSON array of arrays."""
+
+    type = Text()
+    inherit_cache = True
+
+
+@compiles(rows_as_json, "sqlite")
+def _sqlite_rows(element: rows_as_json, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"json_group_array(json_array({compiler.process(element.clauses, **kw)}))"
+
+
+@compiles(rows_as_json, "postgresql")
+def _postgresql_rows(element: rows_as_json, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"coalesce(json_agg(json_build_array({compiler.process(element.clauses, **kw)})), '[]')::text"
+
+
 @dataclass(frozen=True, slots=True)
 class Tables:
     """All tables of one prefix."""

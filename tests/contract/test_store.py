@@ -1,4 +1,4 @@
-"""The store contract for SQLite: in a file, in memory, and through an engine of the user's."""
+"""The store contract for SQLite (in a file, in memory) and PostgreSQL, each by its URI and through an engine of the user's."""
 
 from __future__ import annotations
 
@@ -56,6 +56,27 @@ class TestGivenEngineInMemory(StoreContract):
 
         async def make() -> Store:
             return SqlStore(async_engine=engine)
+
+        yield make
+        await engine.dispose()
+
+
+class TestPostgreSQL(StoreContract):
+    @pytest.fixture
+    def store_factory(self, postgres_uri: str) -> Factory:
+        async def make() -> Store:
+            return SqlStore(postgres_uri)
+
+        return make
+
+
+class TestGivenPostgreSQLEngine(StoreContract):
+    @pytest.fixture
+    async def store_factory(self, postgres_uri: str) -> AsyncIterator[Factory]:
+        engine = create_async_engine(postgres_uri, pool_size=5)
+
+        async def make() -> Store:
+            return SqlStore(async_engine=engine, table_prefix="own_")
 
         yield make
         await engine.dispose()

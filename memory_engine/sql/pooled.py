@@ -1,0 +1,127 @@
+"""Connections to a database with many writers: a transaction of its own for each caller, repeated when that is safe.
+
+A transaction that the database ended (a deadlock, a conflict of serialization) or that never reached its COMMIT before the
+connection was lost did not happen, and is run again. When the connection is lost during COMMIT, nobody knows; the caller is
+told by `OutcomeUnknown`, and repeats what it can recognise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any, ParamSpec, TypeVar
+
+from sqlalchemy import Connection
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from memory_engine.errors import ClosedError
+from memory_engine.sql.channels import Work, execute_raw
+from memory_engine.sql.errors import OutcomeUnknown, is_conflict, is_lost, translated
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_FIRST_PAUSE = 0.01
+_LONGEST_PAUSE = 1.0
+_WRITING = "BEGIN ISOLATION LEVEL READ COMMITTED"
+_READING = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+
+
+class PooledConnections:
+    """Borrows a connection from the engine's pool for each transaction. An engine that is not `owned` stays open.
+
+    `patience` is for how many seconds a lost server is looked for again before a call fails.
+    """
+
+    def __init__(self, engine: AsyncEngine, *, owned: bool, patience: float) -> None:
+        self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._owned, self._patience = owned, patience
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._closed = False
+
+    async def write(self, work: Work[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run one transaction that may write.
+
+        :raises OutcomeUnknown: the connection was lost while it was being committed.
+        """
+        return await self._apart(self._again(_WRITING, work, args, kwargs))
+
+    async def read(self, work: Work[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run one statement that reads."""
+        return await self._apart(self._again(None, work, args, kwargs))
+
+    async def read_together(self, work: Work[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run several statements that read the same version of the database."""
+        return await self._apart(self._again(_READING, work, args, kwargs))
+
+    async def wipe(self) -> None:
+        """Nothing: what becomes of deleted rows is PostgreSQL's to decide."""
+
+    async def aclose(self) -> None:
+        """Wait for what is running; close the pool if it is ours."""
+        self._closed = True
+        while self._tasks:
+            await asyncio.wait(set(self._tasks))
+        if self._owned:
+            with translated():
+                await self._engine.dispose()
+
+    async def _apart(self, work: Coroutine[Any, Any, R]) -> R:
+        """Run in a task that outlives a cancelled caller: a transaction always ends, and its connection stays usable."""
+        if self._closed:
+            work.close()
+            raise ClosedError
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return await asyncio.shield(task)
+
+    async def _again(self, begin: str | None, work: Callable[..., R], args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:
+        """Run a transaction until it has happened, or failed for good, or patience ends."""
+        end = time.monotonic() + self._patience
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                with translated():
+                    return await self._once(begin, work, args, kwargs)
+            except Exception as error:
+                cause = error.__cause__ or error
+                if isinstance(error, OutcomeUnknown) or not (is_lost(cause) or is_conflict(cause)):
+                    raise
+                if self._closed or time.monotonic() + pause > end:
+                    raise
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    async def _once(self, begin: str | None, work: Callable[..., R], args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:
+        async with self._engine.connect() as connection:
+            try:
+                if begin is None:
+                    return await connection.run_sync(work, *args, **kwargs)
+                return await connection.run_sync(_transaction, begin, work, args, kwargs)
+            except BaseException as error:
+                # Of a connection whose transaction could not be ended nothing is known.
+                if is_lost(error) or isinstance(error, OutcomeUnknown | asyncio.CancelledError):
+                    await connection.invalidate()
+                raise
+
+
+def _transaction(
+    connection: Connection, begin: str, work: Callable[..., R], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> R:
+    execute_raw(connection, begin)
+    try:
+        result = work(connection, *args, **kwargs)
+    except BaseException as error:
+        if not is_lost(error):
+            execute_raw(connection, "ROLLBACK")
+        raise
+    try:
+        execute_raw(connection, "COMMIT")
+    except Exception as error:
+        if begin == _WRITING and is_lost(error):
+            raise OutcomeUnknown from error
+        raise
+    return result

@@ -1,0 +1,42 @@
+"""What is particular to PostgreSQL: its URIs and its engines."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from sqlalchemy import URL
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from memory_engine.errors import ConfigurationError, MissingExtraError
+
+POOL = 16
+"""Connections of one engine of ours, at most."""
+_STATEMENTS = 500
+"""Prepared statements that a connection keeps."""
+
+
+def postgresql_url(url: URL) -> URL:
+    """The URL with asyncpg as its driver.
+
+    :raises ConfigurationError: it names another driver.
+    """
+    if url.drivername not in ("postgresql", "postgresql+asyncpg"):
+        raise ConfigurationError(f"{url.drivername!r} is not supported; PostgreSQL is reached by 'postgresql+asyncpg://…'.")
+    return url.set(drivername="postgresql+asyncpg")
+
+
+def make_engine(url: URL) -> AsyncEngine:
+    """An engine with a pool of its own; nothing is opened yet.
+
+    :raises MissingExtraError: asyncpg is not installed.
+    """
+    if find_spec("asyncpg") is None:
+        raise MissingExtraError("PostgreSQL needs the driver asyncpg; pip install 'memory-engine-blocks[postgres]'.")
+    return create_async_engine(
+        url,
+        isolation_level="AUTOCOMMIT",
+        pool_size=POOL,
+        max_overflow=0,
+        pool_recycle=1_800,
+        connect_args={"prepared_statement_cache_size": _STATEMENTS, "server_settings": {"application_name": "memory-engine"}},
+    )
