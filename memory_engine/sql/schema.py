@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from zlib import crc32
 
-from sqlalchemy import Connection, insert, inspect, select, update
+from sqlalchemy import Connection, func, insert, inspect, select, update
 from sqlalchemy.exc import DatabaseError
 
 from memory_engine.errors import SchemaVersionError, StoreUnreadableError
@@ -48,9 +49,16 @@ def _foreign(found: frozenset[str]) -> str:
 
 def create(connection: Connection, tables: Tables) -> None:
     """Create everything, unless another process did so meanwhile."""
+    _alone(connection, tables)
     if read_version(connection, tables) is None:
         tables.metadata.create_all(connection, checkfirst=False)
         connection.execute(insert(tables.schema).values(version=SCHEMA_VERSION))
+
+
+def _alone(connection: Connection, tables: Tables) -> None:
+    """Keep other processes from creating or upgrading these tables to the end of the transaction, as SQLite does by itself."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(select(func.pg_advisory_xact_lock(crc32(f"memory_engine {tables.schema.name}".encode()))))
 
 
 def check_version(version: int) -> None:
@@ -78,6 +86,7 @@ async def ensure_schema(connections: Connections, tables: Tables) -> None:
 
 def upgrade(connection: Connection, tables: Tables, upgrades: Mapping[int, Upgrade] = UPGRADES) -> tuple[int, int]:
     """Bring the tables to this code's version, creating them if there are none; returns the versions before and after."""
+    _alone(connection, tables)
     before = read_version(connection, tables)
     if before is None:
         create(connection, tables)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from memory_engine.sql.connections import open_connections
 from memory_engine.sql.conversation import Conversation
 from memory_engine.sql.deliveries import Deliveries
 from memory_engine.sql.erasing import Erasing
+from memory_engine.sql.errors import OutcomeUnknown
 from memory_engine.sql.flushing import Flushing
 from memory_engine.sql.reading import Reading
 from memory_engine.sql.replacing import Replacing
@@ -42,6 +44,9 @@ from memory_engine.store import (
     StateRow,
     WorkFilter,
 )
+
+_AGAIN = 5
+"""How often a change is repeated whose outcome is not known."""
 
 
 class _Parts(NamedTuple):
@@ -72,10 +77,10 @@ def _parts(prefix: str) -> _Parts:
 
 
 class SqlStore:
-    """A store on SQLite: at `uri` (None: private, in memory), or through an `async_engine`, which stays its owner's.
+    """A store on SQLite or PostgreSQL: at `uri` (None: private, in memory), or through an `async_engine`, its owner's.
 
-    `sqlite_synchronous` and `busy_timeout` (seconds to wait for another writer) apply to `uri` only. Nothing is opened
-    before `connect`, or the first call.
+    `busy_timeout` is for how many seconds another writer on SQLite, or a PostgreSQL server that is away, is waited for; on
+    SQLite it and `sqlite_synchronous` apply to `uri` only. Nothing is opened before `connect`, or the first call.
 
     :raises ConfigurationError: an argument is wrong.
     """
@@ -117,6 +122,15 @@ class SqlStore:
             await self.connect()
         return await self._connections.write(work, *args, **kwargs)
 
+    async def _write_again(self, work: Work[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Write what may have been written already, and is recognised if it was."""
+        for _ in range(_AGAIN - 1):
+            try:
+                return await self._write(work, *args, **kwargs)
+            except OutcomeUnknown:
+                continue
+        return await self._write(work, *args, **kwargs)
+
     async def _erase(self, work: Work[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         result = await self._write(work, *args, **kwargs)
         await self._connections.wipe()
@@ -137,7 +151,10 @@ class SqlStore:
     async def append(
         self, spec: SessionSpec, drafts: Sequence[Draft], policy: FlushPolicy, *, now: int, known: SessionRow | None = None
     ) -> AppendResult:
-        return await self._write(self._conversation.append, spec, drafts, policy, now, known)
+        try:
+            return await self._write(self._conversation.append, spec, drafts, policy, now, known)
+        except OutcomeUnknown:
+            return await self._write_again(self._conversation.append, spec, _recognisable(drafts), policy, now, None)
 
     async def snapshot(self, spec: SessionSpec, *, known: SessionRow | None = None) -> Snapshot:
         return await self._read(self._reading.snapshot, spec)
@@ -164,7 +181,10 @@ class SqlStore:
     async def replace_active(
         self, spec: SessionSpec, drafts: Sequence[Draft], policy: FlushPolicy, *, now: int
     ) -> AppendResult:
-        return await self._write(self._replacing.replace_active, spec, drafts, policy, now)
+        try:
+            return await self._write(self._replacing.replace_active, spec, drafts, policy, now)
+        except OutcomeUnknown:
+            return await self._write_again(self._replacing.replace_active, spec, _recognisable(drafts), policy, now)
 
     async def flush(self, session: SessionRow, spec: SessionSpec, policy: FlushPolicy, *, final: bool) -> Flush | None:
         return await self._write(self._flushing.flush, session, spec, final)
@@ -302,3 +322,8 @@ class SqlStore:
 
     async def pending_erasures(self, scope_key: str, block: str) -> tuple[Erasure, ...]:
         return await self._read(self._deliveries.pending_erasures, scope_key, block)
+
+
+def _recognisable(drafts: Sequence[Draft]) -> list[Draft]:
+    """Drafts that a repeated change finds stored: nobody else uses an id that we gave."""
+    return [replace(draft, given_id=True) for draft in drafts]

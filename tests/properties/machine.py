@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from itertools import pairwise
-from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -61,8 +60,8 @@ class Model:
 class Machine:
     """One session of a memory, the model of it, and what was checked."""
 
-    def __init__(self, world: World, path: Path | None, tally: Tally[str]) -> None:
-        self.world, self.path, self.tally = world, path, tally
+    def __init__(self, world: World, uri: str | None, tally: Tally[str], name: str = "s") -> None:
+        self.world, self.uri, self.tally, self.name = world, uri, tally, name
         self.model = Model()
         self.handles: list[Memory] = []
         self.engines: list[MemoryEngine] = []
@@ -76,17 +75,16 @@ class Machine:
 
     async def __aexit__(self, *error: object) -> None:
         if any(error):
-            self.path = None  # do not hide the error behind another one
+            self.uri = None  # do not hide the error behind another one
         await self._stack.aclose()
 
     async def _open(self) -> None:
-        uri = None if self.path is None else f"sqlite+aiosqlite:///{self.path}"
         self.engines, self.handles = [], []
-        for _ in range(1 if self.path is None else 2):
-            engine = MemoryEngine(async_database_uri=uri, limits=LIMITS, busy_timeout=20.0, **self.world.arguments())
+        for _ in range(1 if self.uri is None else 2):
+            engine = MemoryEngine(async_database_uri=self.uri, limits=LIMITS, busy_timeout=20.0, **self.world.arguments())
             self.engines.append(await self._stack.enter_async_context(engine))
-            self.handles.append(engine.session("s"))
-        self.handles.append(self.engines[0].session("s"))
+            self.handles.append(engine.session(self.name))
+        self.handles.append(self.engines[0].session(self.name))
         text = TokenCounter(TOKENIZERS[self.world.tokenizer]).text
         self.count = oracle.Counter(text, self.world.overhead, self.world.media_costs)
 
@@ -294,8 +292,8 @@ class Machine:
         self.model = Model()
 
     async def reopen(self, world: World) -> None:
-        """Everything closed and opened again on the same file, with other settings."""
-        if self.path is not None:
+        """Everything closed and opened again on the same database, with other settings."""
+        if self.uri is not None:
             self.log.append(f"reopen {world}")
             await self._stack.aclose()
             self.world = world

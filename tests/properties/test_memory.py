@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections import Counter as Tally
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -28,11 +29,12 @@ CALLS = (
 STEP = st.tuples(st.one_of(st.sampled_from(CALLS), st.sampled_from(MESSAGE_KINDS)), st.integers(0, 9_999))
 STEPS = st.one_of(st.lists(STEP, min_size=1, max_size=8), st.lists(STEP, min_size=16, max_size=32))
 GETS = 400
+_NUMBERS = count()
 SOAK_GETS = 20_000
 
 
-async def run(worlds: list[World], steps: list[tuple[str, int]], path: Path | None, tally: Tally[str]) -> None:
-    machine = Machine(worlds[0], path, tally)
+async def run(worlds: list[World], steps: list[tuple[str, int]], uri: str | None, tally: Tally[str], name: str = "s") -> None:
+    machine = Machine(worlds[0], uri, tally, name)
     try:
         async with machine:
             for kind, seed in steps:
@@ -49,8 +51,12 @@ async def run(worlds: list[World], steps: list[tuple[str, int]], path: Path | No
         raise
 
 
+def sqlite(path: Path) -> str:
+    return f"sqlite+aiosqlite:///{path}"
+
+
 def explore(examples: int, tally: Tally[str], where: str) -> None:
-    """Run that many random programs, each on a database of its own."""
+    """Run that many random programs, each on a database of its own, on PostgreSQL each in a session of its own."""
 
     @settings(
         max_examples=examples,
@@ -63,17 +69,19 @@ def explore(examples: int, tally: Tally[str], where: str) -> None:
     @given(worlds=st.lists(WORLDS, min_size=1, max_size=2), steps=STEPS)
     def program(worlds: list[World], steps: list[tuple[str, int]]) -> None:
         with TemporaryDirectory() as folder:
-            path = Path(folder) / "memory.db" if where == "file" else None
-            asyncio.run(run(worlds, steps, path, tally))
+            uri = {"memory": None, "file": sqlite(Path(folder) / "memory.db")}.get(where, where)
+            asyncio.run(run(worlds, steps, uri, tally, f"session {next(_NUMBERS)}"))
         tally["programs"] += 1
 
     program()
 
 
-@pytest.mark.parametrize("where", ["memory", "file"])
+@pytest.mark.parametrize("where", ["memory", "file", "postgresql"])
 @pytest.mark.timeout(3600)
-def test_any_program(where: str, soak: bool, caplog: pytest.LogCaptureFixture) -> None:
+def test_any_program(where: str, soak: bool, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.CRITICAL, "memory_engine")
+    if where == "postgresql":
+        where = request.getfixturevalue("postgres_uri")
     tally: Tally[str] = Tally()
     goal = (SOAK_GETS if soak else GETS) // 2
     while tally["gets"] < goal:
@@ -84,7 +92,7 @@ def test_any_program(where: str, soak: bool, caplog: pytest.LogCaptureFixture) -
 async def test_what_blocks_have_not_absorbed_yet_does_not_make_the_history_longer(tmp_path: Path) -> None:
     """A call left the FIFO, its result was popped and came again: as long as a block lagged, all of its turn was fixed."""
     world = World(tokenizer="length", media=8)
-    await run([world], [("turns", 318), ("set_back", 0), ("pop", 0), ("answer", 1)], tmp_path / "memory.db", Tally())
+    await run([world], [("turns", 318), ("set_back", 0), ("pop", 0), ("answer", 1)], sqlite(tmp_path / "memory.db"), Tally())
 
 
 @pytest.mark.parametrize(("rendering", "said"), [(300, 790), (321, 229)])
