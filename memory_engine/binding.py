@@ -6,7 +6,8 @@ import asyncio
 import copy
 import json
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -28,6 +29,7 @@ _MANY_MESSAGES = 500
 """So many messages are decoded off the event loop."""
 _IMMUTABLE = frozenset({type(None), bool, int, float, str, bytes})
 _CONTAINERS = (list, dict, set, bytearray)
+_CHANGING: ContextVar[frozenset[tuple[Store, str, str]]] = ContextVar("memory_engine_changing", default=frozenset())
 
 
 def state_fields(block: Block) -> tuple[str, ...]:
@@ -202,6 +204,7 @@ class ScopeBinding:
     async def _by_hand(self) -> AsyncIterator[None]:
         assert self.block is not None
         lease = await self._take_lease()
+        mine = _CHANGING.set(_CHANGING.get() | {(self.store, lease.scope_key, lease.block)})
         try:
             self._keep(await self.store.read_state(self.context.scope_key, self.definition.name))
             restore(self.block, self.definition, self.saved)
@@ -228,6 +231,8 @@ class ScopeBinding:
             self.records.writable = False
             self.records.written.clear()
             self.absorbing_again = False
+            with suppress(ValueError):  # the block was closed in another task than it was opened in
+                _CHANGING.reset(mine)
             await asyncio.shield(self.store.release(lease))
 
     def _keep(self, saved: StateRow) -> None:
@@ -267,6 +272,14 @@ class ScopeBinding:
         if can_forget(self.definition):
             return False
         return bool(await self.store.pending_erasures(self.context.scope_key, self.definition.name))
+
+
+def is_changing(store: Store, scope_key: str | None, block: str) -> bool:
+    """Whether this task, or the one that began it, is changing that pair by hand; scope None: in any scope.
+
+    A delivery to it, or waiting for one, would wait for the task itself.
+    """
+    return any(one is store and name == block and scope_key in (None, key) for one, key, name in _CHANGING.get())
 
 
 @asynccontextmanager

@@ -61,6 +61,10 @@ class Answers:
         answer: R = self._known[place]
         return answer
 
+    def forget(self) -> None:
+        """Whatever was answered is of no use any more; from here on everything is asked anew."""
+        self._known.clear()
+
     def repeated(self) -> Answers:
         """The same answers, to be given again from the first on."""
         self._asked = 0

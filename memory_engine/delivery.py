@@ -17,13 +17,13 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from memory_engine.binding import Block, ScopeBinding, bind, can_forget, kept
+from memory_engine.binding import Block, ScopeBinding, bind, can_forget, is_changing, kept
 from memory_engine.block import BlockContext, Erased
 from memory_engine.errors import BlockError, BlockTimeoutError, BlockUnavailableError, StoreError
 from memory_engine.guard import Interrupted, guarded
 from memory_engine.rows import message_of
 from memory_engine.settings import Clock, Limits
-from memory_engine.store import Chunk, Claim, ErasureClaim, StateChange, StateInUse, StateRow, Store, WorkFilter
+from memory_engine.store import Chunk, Claim, ErasureClaim, Lease, StateChange, StateInUse, StateRow, Store, WorkFilter
 from memory_engine.telemetry import Telemetry
 from memory_engine.tokens import TokenCounter
 from memory_engine.usage import Usage
@@ -42,7 +42,9 @@ _PAIRS = 4_096
 _MARGIN = 0.05
 """The share of a delivery's time that is left for ending in order."""
 _IN_USE = 0.02
-"""Seconds until a state that is being changed by hand is looked at again, at first."""
+"""Seconds until a state that is being changed by hand is looked at again."""
+_POLITE = 3
+"""How often a delivery follows a change by hand before it takes its own turn to write."""
 GRACE = 5.0
 """How long, in seconds, a worker that is stopped waits for the database to record what was done."""
 
@@ -159,9 +161,14 @@ class DeliveryWorker:
         if not work.blocks or not (await self._store.pending(work)).any:
             return 0
         claims = await self._claim(work, self._settings.limits.concurrency)
-        if claims:
-            await asyncio.gather(*(self._carry_out(claim) for claim in claims))
-        return len(claims)
+        # What the caller is changing by hand comes when it is done: here it would wait for itself.
+        later = [claim for claim in claims if is_changing(self._store, claim.lease.scope_key, claim.lease.block)]
+        for claim in later:
+            await _finish(self._store.release(claim.lease))
+        now = [claim for claim in claims if claim not in later]
+        if now:
+            await asyncio.gather(*(self._carry_out(claim) for claim in now))
+        return len(now)
 
     async def _claim(self, work: WorkFilter, room: int) -> Sequence[Claim | ErasureClaim]:
         claiming = asyncio.create_task(self._claimed(work, room))
@@ -245,20 +252,29 @@ class DeliveryWorker:
         except StateInUse:
             log.debug("block %r was changed by hand during a delivery", claim.lease.block)
         async with kept(self._store, claim.lease, claim.session, self._settings.limits.lease) as lost:
-            pause = _IN_USE
-            while not lost.is_set():
-                state = await self._store.read_state(claim.lease.scope_key, claim.lease.block)
-                if state.version != chunk.state.version:
-                    chunk = replace(chunk, state=state)
-                    context = _repeated(context, state)
-                    binding = await self._absorb(claim, chunk, context)
-                    change = StateChange() if binding is None else await binding.changed()
+            for attempt in range(1 << 30):
+                if lost.is_set():
+                    break
+                # Who changes the block by hand again and again would never let a delivery through that does not do so too.
+                writing = await self._take_turn(claim) if attempt >= _POLITE else None
                 try:
-                    return await self._store.commit_delivery(claim, chunk, change) is not None
+                    state = await self._store.read_state(claim.lease.scope_key, claim.lease.block)
+                    if state.version != chunk.state.version:
+                        chunk = replace(chunk, state=state)
+                        context = _repeated(context, state)
+                        binding = await self._absorb(claim, chunk, context)
+                        change = StateChange() if binding is None else await binding.changed()
+                    return await self._store.commit_delivery(claim, chunk, change, writing=writing) is not None
                 except StateInUse:
-                    await asyncio.sleep(pause)
-                    pause = min(2 * pause, self._settings.limits.poll)
+                    await asyncio.sleep(_IN_USE)
+                finally:
+                    if writing is not None:
+                        await _finish(self._store.release(writing))
         return False
+
+    async def _take_turn(self, claim: Claim | ErasureClaim) -> Lease | None:
+        """The lease to write by hand, which this delivery uses to be the next; None when somebody else has it."""
+        return await self._store.lease(claim.lease.scope_key, claim.lease.block, seconds=self._settings.limits.lease)
 
     async def _absorb(self, claim: Claim, chunk: Chunk, context: BlockContext) -> ScopeBinding | None:
         """The binding of a copy that absorbed the chunk; None if there was nothing left in it."""
@@ -360,17 +376,22 @@ class DeliveryWorker:
             erasing=(Erased(erasure.session_uid, erasure.seqs),),
         )
         try:
-            while True:
-                block, binding = bind(self._store, definition, context, claim.state, session=None, writable=True)
-                forgetting = block._aforget(erasure.session_uid, erasure.seqs)
-                await self._leased(claim, forgetting, f"Block {definition.name!r}: _aforget")
+            for attempt in range(1 << 30):
+                writing = await self._take_turn(claim) if attempt >= _POLITE else None
                 try:
-                    await self._store.commit_erasure(claim, await binding.changed(), rebuild=False)
+                    if attempt:
+                        state = await self._store.read_state(claim.lease.scope_key, claim.lease.block)
+                        claim, context = replace(claim, state=state), _repeated(context, state)
+                    block, binding = bind(self._store, definition, context, claim.state, session=None, writable=True)
+                    forgetting = block._aforget(erasure.session_uid, erasure.seqs)
+                    await self._leased(claim, forgetting, f"Block {definition.name!r}: _aforget")
+                    await self._store.commit_erasure(claim, await binding.changed(), rebuild=False, writing=writing)
                     return
                 except StateInUse:
                     await asyncio.sleep(_IN_USE)
-                    claim = replace(claim, state=await self._store.read_state(claim.lease.scope_key, claim.lease.block))
-                    context = _repeated(context, claim.state)
+                finally:
+                    if writing is not None:
+                        await _finish(self._store.release(writing))
         except Exception as error:  # noqa: BLE001 - as for deliveries; an erasure is never given up
             log.warning("block %r could not forget yet: %s", definition.name, describe(error))
             await _to_the_end(self._store.fail_erasure(claim, describe(error), retry_in=limits.first_retry))

@@ -18,6 +18,7 @@ MemoryEngineError
 ├── StoreError
 │   ├── StoreBusyError
 │   ├── StoreFullError
+│   ├── StoreUnavailableError
 │   ├── StoreUnreadableError
 │   └── SchemaVersionError
 └── BlockError

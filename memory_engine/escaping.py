@@ -25,7 +25,7 @@ _LEADING = re.compile(rf"\A{_BEFORE_NAME}")
 _SKIPPED = re.compile(rf"[\s{_INVISIBLE}_/\\-]+")
 
 
-_RENDERED = re.compile(rf"\A\s*<{ROOT_TAG}>\n.*?\n</{ROOT_TAG}>(?:\s+|\Z)", re.DOTALL)
+_RENDERED = re.compile(rf"\A\s*<{ROOT_TAG}>\n<[\w.-]+>\n.*?\n</[\w.-]+>\n</{ROOT_TAG}>(?:\s+|\Z)", re.DOTALL)
 
 
 def without_rendered(text: str) -> str:

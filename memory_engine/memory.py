@@ -168,15 +168,15 @@ class Memory:
         self._previous = list(context.messages)
         return context
 
-    async def get_all(self, *, last: int | None = None) -> list[ChatMessage]:
-        """Every message of the session in order, archived ones too; with `last` that many of the newest.
+    async def get_all(self, *, last: int | None = None, archived: bool = False) -> list[ChatMessage]:
+        """Every message of the session in order; with `archived` those that left the FIFO, with `last` the newest of them.
 
         :raises ConfigurationError: `last` is no number of messages.
         """
         if last is not None and (isinstance(last, bool) or not isinstance(last, int) or not 0 <= last < 2**63):
             raise ConfigurationError(f"last is how many of the newest messages get_all returns, not {last!r:.80}.")
         await self._engine._ready()
-        return await self._session.get_all(last)
+        return await self._session.get_all(last, archived=archived)
 
     async def set(self, messages: Sequence[MessageLike]) -> None:
         """Replace the active messages in one transaction; archive and block state stay.

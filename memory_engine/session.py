@@ -12,10 +12,10 @@ from datetime import datetime
 from types import TracebackType
 from typing import Any, TypeVar
 
-from memory_engine.binding import Block, bind, can_forget
+from memory_engine.binding import Block, bind, can_forget, is_changing
 from memory_engine.block import BlockContext, Erased
 from memory_engine.delivery import DeliveryWorker
-from memory_engine.errors import ConfigurationError, DrainTimeoutError, MessageNotFoundError, StoreError
+from memory_engine.errors import BlockStateError, ConfigurationError, DrainTimeoutError, MessageNotFoundError, StoreError
 from memory_engine.messages import ChatMessage, coerce, without_memory
 from memory_engine.rows import drafts_of, message_of, microseconds, moment
 from memory_engine.settings import Clock, Settings
@@ -100,6 +100,12 @@ class Core:
 
     async def wait_absorbed(self, work: WorkFilter, timeout: float | None) -> None:
         """Until nothing of `work` is pending; raises `DrainTimeoutError` after `timeout` seconds."""
+        for block in work.blocks if timeout is None else ():
+            if is_changing(self.store, None, block):
+                raise BlockStateError(
+                    f"drain() inside `async with memory.block({block!r})` would wait for itself; drain when the block is left, "
+                    "or give a timeout."
+                )
         end = None if timeout is None else time.monotonic() + timeout
         await self.settle(timeout)
         while (pending := await self.store.pending(work)).any:
@@ -238,14 +244,21 @@ class Session:
             raise ConfigurationError(f"This memory has no block {name!r:.80}; its blocks are: {known}.")
         return definitions[name]
 
-    async def get_all(self, last: int | None) -> list[ChatMessage]:
+    async def get_all(self, last: int | None, *, archived: bool = False) -> list[ChatMessage]:
         session = await self._current()
         if session is None or last == 0:
             return []
-        rows = await self.core.store.all_rows(session, limit=last, newest=last is not None)
+        before = session.horizon if archived else None
+        rows = await self.core.store.all_rows(session, before_seq=before, limit=last, newest=last is not None)
         if len(rows) > _MANY:
             return await asyncio.to_thread(lambda: [message_of(row) for row in rows])
         return [message_of(row) for row in rows]
+
+    async def archived(self, message_id: str) -> ChatMessage | None:
+        """The message of that id, if there is one that left the FIFO."""
+        session = await self._current()
+        row = None if session is None else await self.core.store.row_by_id(session, message_id)
+        return None if row is None or session is None or row.seq >= session.horizon else message_of(row)
 
     async def bound(self, definition: Block, *, read_only: bool = False) -> Block:
         """A copy of the block with what is saved in this session's scope."""

@@ -387,9 +387,20 @@ class Store(Protocol):
         """The newest rows of `[from_seq, horizon)`, in order, not more than about `max_tokens` tokens of them."""
 
     async def all_rows(
-        self, session: SessionRow, *, after_seq: int = -1, limit: int | None = None, newest: bool = False
+        self,
+        session: SessionRow,
+        *,
+        after_seq: int = -1,
+        before_seq: int | None = None,
+        limit: int | None = None,
+        newest: bool = False,
     ) -> tuple[MessageRow, ...]:
-        """Every stored row in order, archived too; of those beyond `after_seq` the first `limit`, or with `newest` the last."""
+        """Every stored row in order, archived too; of those between `after_seq` and `before_seq` (both left out) the first
+        `limit`, or with `newest` the last.
+        """
+
+    async def row_by_id(self, session: SessionRow, message_id: str) -> MessageRow | None:
+        """The stored row of that message id, if there is one."""
 
     async def delivered_rows(
         self, scope_key: str, block: str, session_uid: str, *, from_seq: int, to_seq: int
@@ -479,10 +490,13 @@ class Store(Protocol):
     async def renew(self, lease: Lease, session: SessionRow | None, *, seconds: float) -> bool:
         """Prolong a lease. False when it is lost, or when the session was erased or changed epoch."""
 
-    async def commit_delivery(self, claim: Claim, chunk: Chunk, change: StateChange) -> StateRow | None:
+    async def commit_delivery(
+        self, claim: Claim, chunk: Chunk, change: StateChange, *, writing: Lease | None = None
+    ) -> StateRow | None:
         """Write fields, records and cursor (or drop the parked chunk), clear the attempts: one transaction.
 
-        Only if the lease is held and uid and epoch are those of the claim; else None, and nothing is written.
+        Only if the lease is held and uid and epoch are those of the claim; else None, and nothing is written. `writing` is
+        the lease to write, if the caller has taken it.
 
         :raises StateInUse: somebody is changing the state by hand, or it is not that of the chunk any more.
         """
@@ -506,7 +520,9 @@ class Store(Protocol):
     async def claim_erasures(self, work: WorkFilter, *, seconds: float, limit: int) -> tuple[ErasureClaim, ...]:
         """Take due erasures of these blocks whose pair has no live lease, of either purpose."""
 
-    async def commit_erasure(self, claim: ErasureClaim, change: StateChange, *, rebuild: bool) -> bool:
+    async def commit_erasure(
+        self, claim: ErasureClaim, change: StateChange, *, rebuild: bool, writing: Lease | None = None
+    ) -> bool:
         """Finish an erasure: write the change, or with `rebuild` drop the scope's state and records and set the
         cursors of its sessions back to their start, so that what remains is absorbed anew. False if the lease is lost.
 

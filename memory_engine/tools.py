@@ -25,7 +25,7 @@ _SHOWN = 500
 """Characters of each result of a search."""
 _MOST = 20
 _SEARCHED = 2_000
-"""The newest messages that are searched where no block recalls messages."""
+"""The newest archived messages that are searched where no block recalls messages."""
 
 
 @runtime_checkable
@@ -93,7 +93,7 @@ class Tool:
         if isinstance(arguments, str):
             try:
                 arguments = json.loads(arguments or "{}")
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise _WrongArgumentsError(f"the arguments are no JSON ({error})") from None
         if not isinstance(arguments, Mapping | None):
             raise _WrongArgumentsError("the arguments are a JSON object")
@@ -114,7 +114,8 @@ def as_tools(memory: Memory, *, erase: bool = False) -> list[Tool]:
 
     Texts are remembered by the first block that keeps facts (`FactExtractionMemoryBlock`), else as documents of the first
     one that recalls (`VectorMemoryBlock`). Without such a block there is no `remember`. Searching uses the blocks that recall,
-    else the words of facts and of the newest 2,000 messages. What is forgotten of facts stays in their history, unless `erase`.
+    else the words of facts and of the newest 2,000 archived messages. What is forgotten of facts stays in their history, unless
+    `erase`. Of messages, those that left the FIFO can be forgotten, but no instructions and nothing that is pinned.
     """
     tools = _Tools(memory, erase)
     given = [
@@ -144,7 +145,10 @@ def as_tools(memory: Memory, *, erase: bool = False) -> list[Tool]:
             Tool(
                 "remember",
                 "Remember something for later conversations: a fact, a preference, a decision. One at a time.",
-                _schema({"text": {"type": "string", "description": "What to remember."}}, required=["text"]),
+                _schema(
+                    {"text": {"type": "string", "maxLength": tools.longest, "description": "What to remember."}},
+                    required=["text"],
+                ),
                 tools.remember,
             ),
         )
@@ -167,7 +171,7 @@ def _value(name: str, value: Any, schema: Mapping[str, Any]) -> Any:
     if schema["type"] == "integer":
         # Models write numbers as text, and whole numbers with a point.
         try:
-            number = int(value) if not isinstance(value, bool) and float(value) == int(float(value)) else None
+            number = int(float(value)) if not isinstance(value, bool) and float(value) == int(float(value)) else None
         except (TypeError, ValueError, OverflowError):
             number = None
         if number is None:
@@ -175,8 +179,9 @@ def _value(name: str, value: Any, schema: Mapping[str, Any]) -> Any:
         return min(max(number, schema["minimum"]), schema["maximum"])
     if not isinstance(value, str) or not value.strip():
         raise _WrongArgumentsError(f"{name} is a text that is not blank")
-    if len(value) > _LONGEST:
-        raise _WrongArgumentsError(f"{name} has {len(value):,} characters; {_LONGEST:,} are allowed")
+    longest = schema.get("maxLength", _LONGEST)
+    if len(value) > longest:
+        raise _WrongArgumentsError(f"{name} has {len(value):,} characters; {longest:,} are allowed")
     return value.encode("utf-8", "replace").decode("utf-8").strip()
 
 
@@ -187,10 +192,16 @@ class _Tools:
         self._memory, self._erase = memory, erase
         self._facts = [name for name, block in memory.blocks.items() if _keeps_facts(block)]
         self._recall = [name for name, block in memory.blocks.items() if isinstance(block, KeepsDocuments)]
+        self._profiles = [name for name, block in memory.blocks.items() if getattr(block, "profile_schema", None) is not None]
 
     @property
     def can_remember(self) -> bool:
         return bool(self._facts or self._recall)
+
+    @property
+    def longest(self) -> int:
+        """How many characters a text to remember may have."""
+        return int(getattr(self._memory.blocks[self._facts[0]], "longest_fact", _LONGEST)) if self._facts else _LONGEST
 
     async def remember(self, text: str) -> str:
         if self._facts:
@@ -208,10 +219,11 @@ class _Tools:
         return f"Remembered as d:{document}."
 
     async def search(self, query: str, limit: int = 5) -> str:
-        found = [*await self._found_facts(query, limit), *(await self._found_messages(query, limit))]
-        if not found:
-            return "Nothing was found."
-        return "\n".join(found)
+        facts, messages = await self._found_facts(query, limit), await self._found_messages(query, limit)
+        # Half for each, and what one does not need for the other.
+        share = max(limit - len(messages), (limit + 1) // 2)
+        found = [*facts[:share], *messages][:limit]
+        return "\n".join(found) if found else "Nothing was found."
 
     async def forget(self, id: str) -> str:  # noqa: A002 - the name that the model sees
         block: Any
@@ -222,7 +234,7 @@ class _Tools:
                 if await block.remove_documents([rest]):
                     return f"Forgot {id}."
         elif kind == "m" and rest:
-            if await self._memory.delete([rest]):
+            if await self._may_go(rest) and await self._memory.delete([rest]):
                 return f"Forgot {id} and what was derived from it."
         else:
             for name in self._facts:
@@ -234,13 +246,21 @@ class _Tools:
                         return f"Forgot {id}."
         raise _WrongArgumentsError(f"nothing has the id {id!r:.80}; use one that search_memory showed")
 
+    async def _may_go(self, message_id: str) -> bool:
+        """Whether a model may delete that message: one that left the FIFO, and that nobody pinned or gave as an instruction."""
+        found = await self._memory._session.archived(message_id)
+        return found is not None and not found.pinned and found.role in ("user", "assistant", "tool")
+
     # -- searching -------------------------------------------------------------------------------------------
 
     async def _found_facts(self, query: str, limit: int) -> list[str]:
-        known: list[tuple[str, str]] = []
+        known: list[tuple[str | None, str]] = []
         for name in self._facts:
             block: Any = await self._memory.block(name)
             known += [(self._id(name, fact.id), fact.text) for fact in await block.facts()]
+        for name in self._profiles:
+            block = await self._memory.block(name)
+            known += [(None, f"{fact.field}: {fact.text}") for fact in await block.facts()]
         best = await _best(query, [text for _, text in known], limit)
         return [_line(*known[place]) for place in best]
 
@@ -250,7 +270,8 @@ class _Tools:
 
     async def _found_messages(self, query: str, limit: int) -> list[str]:
         if not self._recall:
-            said = [message for message in await self._memory.get_all(last=_SEARCHED) if message.content.strip()]
+            archived = await self._memory.get_all(archived=True, last=_SEARCHED)
+            said = [message for message in archived if message.role in ("user", "assistant") and message.content.strip()]
             best = await _best(query, [message.content for message in said], limit)
             return [_line(f"m:{said[place].id}", _told(said[place])) for place in best]
         lines: list[str] = []

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from typing import TypeVar
 
+from memory_engine.escaping import escape
 from memory_engine.messages import ChatMessage, ContentBlock, TextBlock, ThinkingBlock, ToolCallBlock, ToolResultBlock
 
 Count = Callable[[str], int]
@@ -21,7 +22,9 @@ _LONGEST = 100_000
 def truncate(content: C, tokens: int, count: Count) -> C | None:
     """`content` without its least valuable parts, cheaper by at least `tokens`; None when nothing would be left."""
     if isinstance(content, str):
-        return cut_text(content, count(content) - tokens, count) or None  # type: ignore[return-value]
+        # Tokens to free are counted on the section as rendered.
+        rendered: Count = lambda text: count(escape(text))  # noqa: E731
+        return cut_text(content, rendered(content) - tokens, rendered) or None  # type: ignore[return-value]
     if not isinstance(content, list) or not content:
         return None
     if isinstance(content[0], ChatMessage):
@@ -79,7 +82,8 @@ def _cost(item: ContentBlock, count: Count) -> int:
     if not isinstance(item, TextBlock):
         return 0
     # With what the renderer puts around it: tokens to free are counted on the section as rendered.
-    return count(f"<{item.tag}>{item.text}</{item.tag}>\n" if item.tag else f"{item.text}\n")
+    text = escape(item.text, (item.tag,) if item.tag else ())
+    return count(f"<{item.tag}>{text}</{item.tag}>\n" if item.tag else f"{text}\n")
 
 
 def _drop_oldest(messages: list[ChatMessage], tokens: int, count: Count) -> list[ChatMessage]:

@@ -16,7 +16,7 @@ from memory_engine.blocks.understanding.block import ModelBlock
 from memory_engine.blocks.understanding.held import Held
 from memory_engine.blocks.understanding.mentions import Searched, folded, head_of
 from memory_engine.blocks.understanding.sentences import cut_at_sentence
-from memory_engine.blocks.understanding.transcript import Transcript, said
+from memory_engine.blocks.understanding.transcript import Transcript, texts_of
 
 __all__ = ["Entity", "EntityMemoryBlock"]
 
@@ -163,11 +163,11 @@ class EntityMemoryBlock(ModelBlock):
 
 
 def _text_of(messages: Sequence[ChatMessage]) -> Searched:
-    return Searched.of("\n".join([said(message)[:_LOOKED_AT] for message in messages]))
+    return Searched.of("\n".join([text[:_LOOKED_AT] for text in texts_of(messages)]))
 
 
 def _searched(messages: Sequence[ChatMessage]) -> list[Searched]:
-    return [Searched.of(said(message)) for message in messages]
+    return [Searched.of(text) for text in texts_of(messages)]
 
 
 def _mentioned(known: Mapping[str, Entity], texts: Sequence[Searched]) -> set[str]:

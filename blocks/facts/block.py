@@ -8,14 +8,14 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
 from memory_engine import ChatMessage, ContentBlock, TextBlock
 from memory_engine.block import Erased, Record
 from memory_engine.blocks.facts.changes import Chunk, apply, condense
-from memory_engine.blocks.facts.entries import CURRENT, Entry, Proof, Row, entries_of, rows_of
+from memory_engine.blocks.facts.entries import CURRENT, Entry, Proof, Row, ended_key, entries_of, rows_of
 from memory_engine.blocks.facts.ledger import Fact, Ledger, fact_id
 from memory_engine.blocks.facts.profile import fields_of, instance_of, patch, read_patches, values_of
 from memory_engine.blocks.facts.prompts import (
@@ -29,7 +29,7 @@ from memory_engine.blocks.facts.prompts import (
     data_of,
     filled,
 )
-from memory_engine.blocks.facts.replies import Patience, Reply, read_operations, text_of
+from memory_engine.blocks.facts.replies import LONGEST_FACT, Patience, Reply, read_operations, text_of
 from memory_engine.blocks.facts.worth import best, worths
 from memory_engine.blocks.understanding.block import ModelBlock
 from memory_engine.blocks.understanding.held import Held
@@ -70,6 +70,9 @@ class FactExtractionMemoryBlock(ModelBlock):
     With `schema`, a pydantic model, the block keeps one profile of that type instead of sentences; see `profile()`.
     `memory.block(name)` gives the copy of a scope, with `facts()`, `history()`, `remember()`, `forget_fact()`.
     """
+
+    longest_fact: ClassVar[int] = LONGEST_FACT
+    """Characters that a fact may have."""
 
     name: str = "ExtractedFacts"
     priority: int = Field(default=1, ge=0)
@@ -148,12 +151,23 @@ class FactExtractionMemoryBlock(ModelBlock):
 
         # The reply is about the facts that the model was shown, also when others hold by the time it is carried out.
         numbers = await self.context.once(numbers_shown)
+        if await self._erased([number for number in numbers if not ledger.holds(number)]):
+            # It may repeat what is to be forgotten.
+            self.context.answers.forget()
+            numbers = [entry.number for entry in shown]
         reply = await self.ask(instructions, data_of(shown, transcript.text), Patience(read_operations))
         ignored = [*reply.wrong]
         ignored += apply(ledger, reply.found, chunk, shown=numbers, most_new=max(_LEAST_NEW, self.max_facts))
         if full:
             ignored += condense(ledger, reply.merges, shown=numbers, max_facts=self.max_facts, since=chunk.end)
         return ignored
+
+    async def _erased(self, numbers: Sequence[int]) -> bool:
+        """Whether one of these facts did not only end, but is not in the history either."""
+        for number in numbers:
+            if not await self.records.list(ended_key(number), limit=1):
+                return True
+        return False
 
     async def _fill_in(self, ledger: Ledger, schema: type[BaseModel], transcript: Transcript, chunk: Chunk) -> list[str]:
         template = self.fact_extraction_prompt_template or PROFILE_PROMPT
@@ -241,12 +255,14 @@ class FactExtractionMemoryBlock(ModelBlock):
     async def forget_fact(self, fact: str, *, erase: bool = False) -> bool:
         """End a fact by its id, such as "f12"; whether there was one that holds. An unknown id changes nothing.
 
-        It stays in the history; with `erase` it is removed from there too, with every earlier version of it.
+        It stays in the history; with `erase` it is removed from there too, with every other version of it, also if it ended
+        before. The messages that prove it stay: a `rebuild()` learns it again unless they are deleted.
         """
         async with self.transaction():
             before = await self._records("" if erase else CURRENT)
             ledger = await self._ledger(before)
-            number = next((entry.number for entry in ledger.current if fact_id(entry.number) == fact), None)
+            known = [entry for entry in ledger.entries.values() if entry.text is not None] if erase else ledger.current
+            number = next((entry.number for entry in known if fact_id(entry.number) == fact), None)
             if number is None:
                 return False
             if erase:
@@ -259,7 +275,8 @@ class FactExtractionMemoryBlock(ModelBlock):
     async def rebuild(self) -> None:
         """Forget what was made of the messages of this scope and absorb them again; what was entered by hand stays.
 
-        For another model or prompt. It returns when the deliveries are due; `drain()` waits for them.
+        What was forgotten by hand comes back if a message still says it. For another model or prompt. It returns when the
+        deliveries are due; `drain()` waits for them.
         """
         async with self.transaction():
             before = await self._records()

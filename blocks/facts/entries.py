@@ -72,6 +72,11 @@ class Entry:
         return replace(self, proofs=tuple([proof for proof in self.proofs if not covers(proof.session_uid, proof.seq)]))
 
 
+def ended_key(number: int) -> str:
+    """How the keys of a fact begin that does not hold any more."""
+    return f"{ENDED}{number:08d}:"
+
+
 def rows_of(entries: Iterable[Entry], current: Iterable[int]) -> dict[str, Row]:
     """The records of these entries by their keys. Each has all of an entry, so that it lasts as long as a proof of it."""
     now = frozenset(current)

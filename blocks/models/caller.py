@@ -58,6 +58,8 @@ class ModelCaller:
         """
         attempt = 0
         while True:
+            if deadline is not None and time.monotonic() >= deadline:
+                raise BlockUnavailableError(f"{self._who} was not asked: no time is left.")
             usage.calls += 1
             try:
                 completion = await self._once(prompt, self._seconds(deadline))
@@ -87,8 +89,9 @@ class ModelCaller:
     async def _once(self, prompt: Prompt, seconds: float) -> Completion:
         # A copy, because some models write into what they are given.
         messages: Prompt = [{"role": one["role"], "content": one["content"]} for one in prompt]
+        limit = asyncio.timeout(seconds)
         try:
-            async with asyncio.timeout(seconds):
+            async with limit:
                 answer: Any
                 if is_async(self._model):
                     answer = self._model(messages)
@@ -99,6 +102,8 @@ class ModelCaller:
                 if inspect.isawaitable(answer):
                     answer = await answer
         except TimeoutError as error:
+            if not limit.expired():
+                raise  # it gave up by itself
             raise BlockUnavailableError(f"{self._who} did not answer within {seconds:g} seconds.") from error
         completion = answer if isinstance(answer, Completion) else Completion(answer)
         if not isinstance(completion.text, str):

@@ -18,8 +18,9 @@ from memory_engine.blocks.summary.spans import Span, joined
 from memory_engine.blocks.understanding.block import ModelBlock
 from memory_engine.blocks.understanding.replies import UnusableReplyError
 from memory_engine.blocks.understanding.sentences import clean, one_line
-from memory_engine.blocks.understanding.transcript import said
+from memory_engine.blocks.understanding.transcript import texts_of
 from memory_engine.errors import BlockError
+from memory_engine.escaping import escape
 
 log = logging.getLogger("memory_engine.blocks.summary")
 
@@ -148,7 +149,7 @@ class SummaryMemoryBlock(ModelBlock):
             return
         context = self.context
         here: Span = (context.session_uid, context.seqs[0], context.seqs[-1] + 1)
-        texts = [text for message in messages if (text := said(message))]
+        texts = [text for text in texts_of(messages) if text]
         tokens = sum([context.count(text) + _ABOUT for text in texts])
         if not tokens or not self._is_due(tokens):
             self.waiting = joined(self.waiting, [here])
@@ -166,9 +167,11 @@ class SummaryMemoryBlock(ModelBlock):
         return self.waiting_chunks + 1 >= self.summarize_every or self.waiting_tokens + 2 * tokens > self.most_input
 
     def _note_pins(self, messages: Sequence[ChatMessage]) -> None:
-        texts = [self.summary, *(said(message) for message in messages)]
+        told = texts_of(messages)
+        texts = [self.summary, *told]
         self.kept = [*self.kept, *(pin for pin in occurring(self.must_keep, texts) if pin not in self.kept)]
-        marked = [one_line(said(message)) for message in messages if message.metadata.get("pinned") is True]
+        pinned = [text for message, text in zip(messages, told, strict=True) if message.metadata.get("pinned") is True]
+        marked = [one_line(text) for text in pinned]
         self.pinned = list(dict.fromkeys([*self.pinned, *filter(None, marked)]))
 
     def _pins(self) -> list[str]:
@@ -258,15 +261,20 @@ class SummaryMemoryBlock(ModelBlock):
                 self.context.notes.append(f"max_summary_tokens leaves no room for {len(lost)} of the texts that must be kept")
         shown = self.context.shown
         waiting = [(seq, message) for seq, message in await self._messages(self.waiting) if seq is None or seq not in shown]
-        for number, (seq, message) in enumerate(waiting):
-            if text := said(message):
+        told = texts_of([message for _, message in waiting])
+        for number, ((seq, message), text) in enumerate(zip(waiting, told, strict=True)):
+            if text:
                 line = f"{message.name or message.role}: {text}"
                 items.append(TextBlock(text=line, tag="message", value=number / len(waiting), seq=seq))
         return items
 
     async def atruncate(self, content: list[ContentBlock], tokens_to_truncate: int) -> list[ContentBlock] | None:
         """Without the oldest waiting messages, as few as possible; then with the summary cut at a sentence."""
-        count, left = self.context.count, list(content)
+        plain, left = self.context.count, list(content)
+
+        def count(text: str) -> int:
+            return plain(escape(text))
+
         saved = 0
         while saved < tokens_to_truncate:
             place = next((n for n, item in enumerate(left) if getattr(item, "tag", None) == "message"), None)
@@ -283,4 +291,5 @@ class SummaryMemoryBlock(ModelBlock):
 
 def _cost(item: ContentBlock, count: Any) -> int:
     text = getattr(item, "text", "")
-    return int(count(f"<message>{text}</message>\n"))
+    # The tags are the renderer's, so they are not escaped.
+    return int(count(text)) + int(count("[message][/message]\n"))

@@ -39,6 +39,7 @@ _LEAD_IN = re.compile(
     r"|(?:sure|certainly|of course|okay|ok|here(?:'s| is| are))\b[^\n]{0,80}:)[ \t]*\n+",
     re.IGNORECASE,
 )
+_ECHO = re.compile(r"</?(?:summary_so_far|conversation|must_keep)\s*>|<message n=")
 _NOTHING = "(nothing yet)"
 _TAGS = ("summary_so_far", "conversation", "must_keep", "message")
 _MANY = 200_000
@@ -86,7 +87,9 @@ def summary_of(reply: str) -> str:
     for pattern in (_FENCED, _WRAPPED):
         if (found := pattern.match(text)) is not None:
             text = found[1].strip()
-    text = _LEAD_IN.sub("", _unpacked(text)).strip()
+    text = _LEAD_IN.sub("", _unpacked(text))
+    # A model that goes on with the form of what it was given has ended its summary.
+    text = _ECHO.split(text, maxsplit=1)[0].strip() or text.strip()
     if not any(char.isalnum() for char in text):
         raise UnusableReplyError("there is no summary in it; reply with the text of the summary alone")
     return text

@@ -96,21 +96,22 @@ class ModelBlock(BaseMemoryBlock[list[ContentBlock]]):
                 {"role": "user", "content": f"This reply cannot be used: {error}."},
             ]
             unusable = error
+        late: BlockUnavailableError | None = None
         try:
             reply = await self._complete(prompt)
         except BlockUnavailableError as error:
+            late = error
             deadline = self.context.deadline
             if deadline is None or time.monotonic() < deadline:
                 raise
-            # A failure of the world would be repeated for ever, and its first reply is as useless each time.
-            raise BlockError(
-                f"The model of block {self.name!r} gave no usable reply ({unusable}), and no time was left to ask it again; "
-                "raise Limits.delivery, or lower llm_timeout or llm_retries."
-            ) from error
+            log.warning("block %r: no time was left to ask the model again: %s", self.name, unusable)
         try:
+            # Of the second reply, what is right counts; without one, of the first.
             return read(reply)
         except UnusableReplyError as error:
-            raise BlockError(f"The model of block {self.name!r} gave no usable reply, asked twice: {error}.") from error
+            asked = "asked twice" if late is None else "and no time was left to ask again (see Limits.delivery, llm_timeout)"
+            # Not unavailable, which would be repeated for ever: its first reply may be as useless each time.
+            raise BlockError(f"The model of block {self.name!r} gave no usable reply, {asked}: {error}.") from error
 
     async def rebuild(self) -> None:
         """As `BaseMemoryBlock.rebuild`; what was spent on the model stays counted."""

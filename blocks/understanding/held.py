@@ -44,5 +44,9 @@ class Held(Generic[T]):
 
 
 def _is_reader(records: Records, context: BlockContext) -> bool:
-    """Not who writes, and not while something is being erased: what those see is not what others should."""
-    return not records.writable and not context.erasing
+    """Only the copies of a `get`, whose version is the one of that moment, and not while something is being erased.
+
+    Version 0 is that of a scope without any state, to which one returns that is deleted: the only one that comes twice.
+    """
+    now = context.tokens_available is not None and context.state_version > 0
+    return now and not records.writable and not context.erasing

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,7 +44,7 @@ def fitting_transcript(
 
     When nothing is left of them to lose, messages in the middle of the conversation are left out.
     """
-    lengths = [len(said(message)) for message in messages]
+    lengths = [len(text) for text in texts_of(messages)]
     # Beyond that no text has so few tokens; a custom tokenizer may be slow.
     longest = min(LONGEST, _level(lengths, _PER_TOKEN * limit))
     while True:
@@ -98,19 +98,16 @@ def transcript_of(
     shortened = left_out = 0
     written: list[str] = []
     numbers: dict[int, int] = {}
-    own = {call.id for message in messages for call in message.tool_calls if call.name in OWN_TOOLS}
-    for place, (message, seq) in enumerate(zip(messages, seqs, strict=True)):
-        text = said(message, own)
-        if not text:
+    for place, (message, seq, whole) in enumerate(zip(messages, seqs, texts_of(messages), strict=True)):
+        if not whole:
             continue
         if place in without:
             if not left_out:
                 written.append(f"[{len(without)} messages left out]")
             left_out += 1
             continue
-        if len(text) > longest:
-            text = _shortened(text, longest)
-            shortened += 1
+        text = whole if len(whole) <= longest else _shortened(whole, longest)
+        shortened += text is not whole
         number = len(numbers) + 1
         numbers[number] = seq
         about = {"n": str(number), "role": message.role, "name": message.name or ""}
@@ -126,11 +123,27 @@ def _shortened(text: str, longest: int) -> str:
     return f"{text[:half]}\n[{len(text) - 2 * half:,} characters left out]\n{text[-half:]}"
 
 
-def said(message: ChatMessage, own_calls: Collection[str] = ()) -> str:
-    """What a message says, as plain text; without those calls of tools and their results."""
+def texts_of(messages: Iterable[ChatMessage]) -> list[str]:
+    """What each message says, as plain text; "" for what memory inserted, and for its own tools' calls and results."""
+    own: set[str] = set()
+    return [_said(message, own) for message in messages]
+
+
+def said(message: ChatMessage) -> str:
+    """What one message says by itself."""
+    return _said(message, set())
+
+
+def _said(message: ChatMessage, own: set[str]) -> str:
+    """What a message says; `own` are the ids of the calls of memory's own tools so far, and is kept up to date."""
+    for call in message.tool_calls:
+        # Ids may come again: a result belongs to the last call that has its id.
+        (own.add if call.name in OWN_TOOLS else own.discard)(call.id)
+    if message.role == "tool" and (message.tool_call_id in own or message.name in OWN_TOOLS):
+        return ""
     parts = []
     for block in message.blocks:
-        if block.origin == "memory" or _call_of(block) in own_calls:
+        if block.origin == "memory" or _call_of(block) in own:
             continue
         if isinstance(block, TextBlock):
             parts.append(without_rendered(block.text) if message.role == "user" else block.text)

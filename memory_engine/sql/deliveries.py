@@ -230,10 +230,13 @@ class Deliveries:
         )
         return tuple(message_rows(connection.execute(statement).all()))
 
-    def commit_delivery(self, connection: Connection, claim: Claim, chunk: Chunk, change: StateChange) -> StateRow | None:
+    def commit_delivery(
+        self, connection: Connection, claim: Claim, chunk: Chunk, change: StateChange, writing: Lease | None
+    ) -> StateRow | None:
         if not self._leases.held(connection, claim.lease, claim.session) or not self._done(connection, claim, chunk):
             return None
-        return self._states.commit(connection, self._leases, claim.lease, change, version=chunk.state.version)
+        version = chunk.state.version
+        return self._states.commit(connection, self._leases, claim.lease, change, version=version, writing=writing)
 
     def _done(self, connection: Connection, claim: Claim, chunk: Chunk) -> bool:
         """Take a delivered chunk off the queue; False when it is not on it any more."""
@@ -316,7 +319,9 @@ class Deliveries:
 
     # -- erasures --------------------------------------------------------------------------------------------
 
-    def commit_erasure(self, connection: Connection, claim: ErasureClaim, change: StateChange, *, rebuild: bool) -> bool:
+    def commit_erasure(
+        self, connection: Connection, claim: ErasureClaim, change: StateChange, *, rebuild: bool, writing: Lease | None
+    ) -> bool:
         if not self._leases.held(connection, claim.lease):
             return False
         erasures, erasure = self._tables.erasures, claim.erasure
@@ -325,9 +330,10 @@ class Deliveries:
         if self._gone(connection, erasure):
             return True
         if not rebuild:
-            self._states.commit(connection, self._leases, claim.lease, change, version=claim.state.version)
+            version = claim.state.version
+            self._states.commit(connection, self._leases, claim.lease, change, version=version, writing=writing)
         elif self._committed(connection, erasure):
-            with self._leases.writing(connection, claim.lease):
+            with self._leases.writing(connection, claim.lease, writing):
                 self._rebuild(connection, erasure.scope_key, erasure.block)
         return True
 

@@ -23,6 +23,7 @@ from memory_engine.store import (
     scope_key,
 )
 
+MOST_SEQ = 2**63 - 1
 UID_LENGTH = 32
 """The length of a session's uid: hexadecimal digits."""
 
@@ -103,7 +104,7 @@ class Reading:
         head = (is_cut, seq == head_seq, seq != bindparam("p_turn"), pinned == 0, after)
         parts = (pinned_below, turn, head, active)
         self._visible = union_all(*(select(*columns).where(of_session, alive, *part) for part in parts))
-        everything = select(*columns).where(of_session, alive, after)
+        everything = select(*columns).where(of_session, alive, after, messages.c.seq < bindparam("p_before"))
         self._all = everything.order_by(seq)
         self._some = self._all.limit(bindparam("p_limit"))
         self._last = everything.order_by(seq.desc()).limit(bindparam("p_limit"))
@@ -233,9 +234,9 @@ class Reading:
         return tuple(reversed(rows))
 
     def all(
-        self, connection: Connection, session: SessionRow, after_seq: int, limit: int | None, newest: bool
+        self, connection: Connection, session: SessionRow, after: int, before: int, limit: int | None, newest: bool
     ) -> tuple[MessageRow, ...]:
-        given = {"p_pk": session.pk, "p_uid": session.uid, "p_after": after_seq}
+        given = {"p_pk": session.pk, "p_uid": session.uid, "p_after": after, "p_before": before}
         if limit is None:
             return tuple(message_rows(connection.execute(self._all, given).all()))
         rows = connection.execute(self._last if newest else self._some, given | {"p_limit": limit}).all()

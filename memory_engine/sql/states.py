@@ -89,11 +89,18 @@ class Leases:
         return Lease(scope_key, block, token, purpose) if taken is not None else None
 
     @contextmanager
-    def writing(self, connection: Connection, lease: Lease) -> Iterator[None]:
+    def writing(self, connection: Connection, lease: Lease, held: Lease | None = None) -> Iterator[None]:
         """Keep everybody from writing the pair by hand to the end of the transaction that commits a delivery to it.
+
+        `held` is the lease to write, if it was taken before.
 
         :raises StateInUse: somebody is at it.
         """
+        if held is not None:
+            if not self.held(connection, held):
+                raise StateInUse
+            yield
+            return
         mine = self.take(connection, lease.scope_key, lease.block, _MOMENT, "write")
         if mine is None:
             raise StateInUse
@@ -155,14 +162,23 @@ class States:
         row = connection.execute(self._select, {"p_scope": scope_key, "p_block": block}).first()
         return StateRow() if row is None else StateRow(*row)
 
-    def commit(self, connection: Connection, leases: Leases, lease: Lease, change: StateChange, *, version: int) -> StateRow:
+    def commit(
+        self,
+        connection: Connection,
+        leases: Leases,
+        lease: Lease,
+        change: StateChange,
+        *,
+        version: int,
+        writing: Lease | None = None,
+    ) -> StateRow:
         """Write what a delivery made of the state of that version.
 
         :raises StateInUse: the state is another by now, or is being changed by hand.
         """
         if change.empty:
             return self.read(connection, lease.scope_key, lease.block)
-        with leases.writing(connection, lease):
+        with leases.writing(connection, lease, writing):
             if self.read(connection, lease.scope_key, lease.block).version != version:
                 raise StateInUse
             return self.apply(connection, lease.scope_key, lease.block, change)

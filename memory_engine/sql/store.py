@@ -18,7 +18,7 @@ from memory_engine.sql.deliveries import Deliveries
 from memory_engine.sql.erasing import Erasing
 from memory_engine.sql.errors import OutcomeUnknown
 from memory_engine.sql.flushing import Flushing
-from memory_engine.sql.reading import Reading
+from memory_engine.sql.reading import MOST_SEQ, Reading
 from memory_engine.sql.replacing import Replacing
 from memory_engine.sql.schema import ensure_schema
 from memory_engine.sql.states import BATCH, Leases, States
@@ -166,9 +166,19 @@ class SqlStore:
         return await self._read_together(self._reading.archived, session, from_seq, max_tokens)
 
     async def all_rows(
-        self, session: SessionRow, *, after_seq: int = -1, limit: int | None = None, newest: bool = False
+        self,
+        session: SessionRow,
+        *,
+        after_seq: int = -1,
+        before_seq: int | None = None,
+        limit: int | None = None,
+        newest: bool = False,
     ) -> tuple[MessageRow, ...]:
-        return await self._read(self._reading.all, session, after_seq, limit, newest)
+        before = MOST_SEQ if before_seq is None else before_seq
+        return await self._read(self._reading.all, session, after_seq, before, limit, newest)
+
+    async def row_by_id(self, session: SessionRow, message_id: str) -> MessageRow | None:
+        return (await self._read(self._conversation.by_ids, session.pk, [message_id])).get(message_id)
 
     async def delivered_rows(
         self, scope_key: str, block: str, session_uid: str, *, from_seq: int, to_seq: int
@@ -254,8 +264,10 @@ class SqlStore:
     async def renew(self, lease: Lease, session: SessionRow | None, *, seconds: float) -> bool:
         return await self._write(self._leases.renew, lease, session, seconds)
 
-    async def commit_delivery(self, claim: Claim, chunk: Chunk, change: StateChange) -> StateRow | None:
-        return await self._write(self._deliveries.commit_delivery, claim, chunk, change)
+    async def commit_delivery(
+        self, claim: Claim, chunk: Chunk, change: StateChange, *, writing: Lease | None = None
+    ) -> StateRow | None:
+        return await self._write(self._deliveries.commit_delivery, claim, chunk, change, writing)
 
     async def fail_delivery(
         self, claim: Claim, chunk: Chunk | None, error: str, *, retry_in: float, counted: bool, park: bool
@@ -275,8 +287,10 @@ class SqlStore:
     async def claim_erasures(self, work: WorkFilter, *, seconds: float, limit: int) -> tuple[ErasureClaim, ...]:
         return await self._write(self._deliveries.claim_erasures, work, seconds, limit)
 
-    async def commit_erasure(self, claim: ErasureClaim, change: StateChange, *, rebuild: bool) -> bool:
-        return await self._erase(self._deliveries.commit_erasure, claim, change, rebuild=rebuild)
+    async def commit_erasure(
+        self, claim: ErasureClaim, change: StateChange, *, rebuild: bool, writing: Lease | None = None
+    ) -> bool:
+        return await self._erase(self._deliveries.commit_erasure, claim, change, rebuild=rebuild, writing=writing)
 
     async def fail_erasure(self, claim: ErasureClaim, error: str, *, retry_in: float) -> None:
         await self._write(self._deliveries.fail_erasure, claim, error, retry_in)

@@ -325,6 +325,11 @@ class StoreContract:
         assert ids(await store.all_rows(session, after_seq=1, limit=2)) == ["u1", "a1"]
         assert ids(await store.all_rows(session, limit=2, newest=True)) == ["u2", "a2"]
         assert ids(await store.all_rows(session, after_seq=4, limit=2, newest=True)) == ["a2"]
+        assert ids(await store.all_rows(session, before_seq=3, limit=2, newest=True)) == ["a0", "u1"]
+        assert ids(await store.all_rows(session, before_seq=2)) == ["u0", "a0"]
+        found = await store.row_by_id(session, "a1")
+        assert found is not None and (found.message_id, found.seq) == ("a1", 3)
+        assert await store.row_by_id(session, "A1") is None
 
     async def test_flush_complete_turns_and_final(self, store: Store) -> None:
         with_blocks = spec(blocks=BLOCKS)

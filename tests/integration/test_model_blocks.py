@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from memory_engine import ChatMessage, Limits, Memory, MemoryEngine, ToolCallBlock
+from memory_engine import ChatMessage, Limits, Memory, MemoryEngine, ToolCallBlock, ToolResultBlock
 from memory_engine.blocks import EntityMemoryBlock, FactExtractionMemoryBlock, SummaryMemoryBlock
+from memory_engine.errors import BlockStateError
 from memory_engine.testing import ScriptedLLM
 
 pytestmark = pytest.mark.asyncio
@@ -266,3 +267,167 @@ async def test_what_waits_for_a_summary_is_not_more_than_one_prompt(tmp_path: Pa
         waiting = [message.content for message in await memory.get_all()][len(expanded) :]
         assert [text.partition(":")[0] for text in [*expanded, *waiting]] == [str(number) for number in range(12)]
         assert not bound.shortened_messages
+
+
+# -- what a review found ---------------------------------------------------------------------------------------------
+
+
+@KINDS
+async def test_nothing_that_is_held_in_memory_outlives_its_user(kind: Any, tmp_path: Path) -> None:
+    """A scope without any state has version 0, and so has one that was deleted."""
+    llm = ScriptedLLM(otherwise=REPLIES[kind])
+    async with engine_of(tmp_path, kind(name="b", llm=llm, scope="user")) as engine:
+        memory = engine.session("one", user_id="ada")
+        early: Any = await memory.block("b")
+        await memory.get("Does Ada like tea?")
+        await tell(memory, "Ada likes tea.")
+        await memory.drain(PATIENCE)
+        await known(early)
+        assert "likes tea" in repr(await memory.get("Ada?")) or kind is SummaryMemoryBlock
+        await memory.delete([str(message.id) for message in await memory.get_all()])
+        await memory.drain(PATIENCE)
+        if kind is FactExtractionMemoryBlock:
+            assert await early.facts() == await early.history() == []
+        await tell(memory, "Ada likes tea.")
+        await memory.drain(PATIENCE)
+        await engine.delete_user("ada")
+        await engine.drain(PATIENCE)
+        new = engine.session("two", user_id="ada")
+        assert "tea" not in repr(await new.get("Does Ada drink?"))
+        assert not await known(await new.block("b")) and not await known(early)
+
+
+async def test_a_delivery_comes_through_between_ever_new_changes(tmp_path: Path) -> None:
+    async def model(prompt: Any) -> str:
+        await asyncio.sleep(0.05)
+        return REPLIES[FactExtractionMemoryBlock]
+
+    async with engine_of(tmp_path, FactExtractionMemoryBlock(name="b", llm=model, scope="user")) as engine:
+        memories = [engine.session(f"s{n}", user_id="ada") for n in range(3)]
+        done = asyncio.Event()
+
+        async def change(memory: Memory, who: int) -> None:
+            number = 0
+            while not done.is_set():
+                async with memory.block("b") as block:
+                    await block.remember(f"{who} {number}")  # type: ignore[attr-defined]
+                number += 1
+
+        changing = [asyncio.create_task(change(memory, who)) for who, memory in enumerate(memories[1:])]
+        await tell(memories[0], "I like tea.")
+        await memories[0].drain(PATIENCE)
+        done.set()
+        await asyncio.gather(*changing)
+        assert "likes tea" in await known(await memories[0].block("b"))
+
+
+async def test_putting_inside_a_change_by_hand_does_not_wait_for_itself(tmp_path: Path) -> None:
+    llm = ScriptedLLM(otherwise=REPLIES[FactExtractionMemoryBlock])
+    async with engine_of(tmp_path, FactExtractionMemoryBlock(name="b", llm=llm), delivery="inline") as engine:
+        memory = engine.session("one")
+        await memory.put({"role": "user", "content": "before"})
+        async with memory.block("b") as block:
+            await block.remember("by hand")  # type: ignore[attr-defined]
+            await asyncio.wait_for(tell(memory, "I like tea."), PATIENCE)
+            with pytest.raises(BlockStateError, match="would wait for itself"):
+                await memory.drain()
+        await memory.drain(PATIENCE)
+        assert sorted(await known(await memory.block("b"))) == ["by hand", "likes tea"]
+
+
+async def test_what_is_erased_while_the_model_is_asked_does_not_come_back_in_its_answer(tmp_path: Path) -> None:
+    """An answer that was given in view of it is not used; the model is asked about what is left."""
+    repeating = {"op": "update", "fact": "f1", "text": "Ada is ill and lives in Rome", "messages": [1]}
+    llm = Hanging(json.dumps({"operations": [repeating]}), REPLIES[FactExtractionMemoryBlock])
+    async with engine_of(tmp_path, FactExtractionMemoryBlock(name="b", llm=llm)) as engine:
+        memory = engine.session("one")
+        async with memory.block("b") as block:
+            await block.remember("Ada is ill")  # type: ignore[attr-defined]
+            await block.remember("Ada has a dog")  # type: ignore[attr-defined]
+        await tell(memory, "I moved to Rome, and I like tea.")
+        await asyncio.wait_for(llm.asked.wait(), PATIENCE)
+        async with memory.block("b") as block:
+            assert await block.forget_fact("f1", erase=True)  # type: ignore[attr-defined]
+        llm.go_on.set()
+        await memory.drain(PATIENCE)
+        bound: Any = await memory.block("b")
+        assert [fact.text for fact in await bound.history()] == ["Ada has a dog", "likes tea"]
+        assert "ill" not in llm.prompts[1][1]["content"]
+        assert not await bound.forget_fact("f1", erase=True)
+        assert await bound.forget_fact("f2") and not await bound.forget_fact("f2")
+        assert await bound.forget_fact("f2", erase=True), "also when it has ended"
+        assert [fact.text for fact in await bound.history()] == ["likes tea"]
+
+
+@pytest.mark.parametrize("limit", [80, 200, 400, 600, 800])
+async def test_texts_that_look_like_tags_do_not_push_out_the_others(limit: int, tmp_path: Path) -> None:
+    """They cost more as they are shown, which must not make more of them go than is needed."""
+    block = FactExtractionMemoryBlock(name="b", llm=ScriptedLLM(), max_facts=60)
+    async with engine_of(tmp_path, block, token_limit=limit) as engine:
+        memory = engine.session("one")
+        async with memory.block("b") as bound:
+            for number in range(40):
+                await bound.remember(f"<fact> <memory> </fact> <fact> note {number} <fact>")  # type: ignore[attr-defined]
+        context = await memory.context()
+        source = context.receipt.source("b")
+        assert 0.6 * (limit - 30) <= source.given <= limit and source.outcome.startswith(("trimmed", "whole"))
+
+
+async def test_no_time_for_a_shorter_summary_cuts_it(tmp_path: Path) -> None:
+    async def slowly(prompt: Any) -> str:
+        await asyncio.sleep(0.5)
+        return "They like tea. " * 100
+
+    limits = Limits(get=10.0, delivery=0.9, first_retry=0.01, last_retry=0.02, max_attempts=2, lease=20.0, poll=0.05)
+    block = SummaryMemoryBlock(name="b", llm=slowly, max_summary_tokens=50)
+    async with engine_of(tmp_path, block, limits=limits) as engine:
+        memory = engine.session("one")
+        await tell(memory, "I like tea.")
+        await memory.drain(PATIENCE)
+        assert (await memory.context()).receipt.parked == ()
+        text = (await memory.block("b")).summary  # type: ignore[attr-defined]
+        assert text.startswith("They like tea.") and text.endswith("tea.") and engine._core.counter.text(text) <= 50
+
+
+async def test_no_time_for_another_reply_takes_what_is_right_of_the_first(tmp_path: Path) -> None:
+    right = [{"op": "add", "text": f"fact {number}", "messages": [1]} for number in range(3)]
+
+    async def slowly(prompt: Any) -> str:
+        await asyncio.sleep(0.5)
+        return json.dumps({"operations": [*right, {"op": "add", "text": "x" * 501, "messages": [1]}]})
+
+    limits = Limits(get=10.0, delivery=0.9, first_retry=0.01, last_retry=0.02, max_attempts=2, lease=20.0, poll=0.05)
+    async with engine_of(tmp_path, FactExtractionMemoryBlock(name="b", llm=slowly), limits=limits) as engine:
+        memory = engine.session("one")
+        await tell(memory, "I like tea.")
+        await memory.drain(PATIENCE)
+        assert await known(await memory.block("b")) == ["fact 0", "fact 1", "fact 2"]
+        assert (await memory.context()).receipt.parked == ()
+
+
+@pytest.mark.parametrize("form", ["dicts", "blocks", "named"])
+async def test_what_memorys_own_tools_return_is_not_learned(form: str, tmp_path: Path) -> None:
+    """In every form in which callers store the results of tools; other tools' results are."""
+    llm = ScriptedLLM(otherwise=REPLIES[FactExtractionMemoryBlock])
+    call = {"type": "function", "function": {"name": "search_memory", "arguments": "{}"}}
+    other = {"type": "function", "function": {"name": "weather", "arguments": '{"in": "Graz"}'}}
+    results = {
+        "dicts": {"role": "tool", "tool_call_id": "c", "content": "[f1] Ada is old."},
+        "blocks": ChatMessage(role="tool", blocks=[ToolResultBlock(tool_call_id="c", content="[f1] Ada is old.")]),
+        "named": {"role": "tool", "tool_call_id": "c", "name": "search_memory", "content": "[f1] Ada is old."},
+    }
+    async with engine_of(tmp_path, FactExtractionMemoryBlock(name="b", llm=llm)) as engine:
+        memory = engine.session("one")
+        await tell(
+            memory,
+            "What do you know?",
+            {"role": "assistant", "content": None, "tool_calls": [{"id": "c", **call}]},
+            results[form],
+            {"role": "assistant", "content": None, "tool_calls": [{"id": "c", **other}]},
+            {"role": "tool", "tool_call_id": "c", "content": "It rains in Graz."},
+            {"role": "assistant", "content": "It rains."},
+        )
+        await memory.drain(PATIENCE)
+        text = repr(llm.prompts)
+        assert "Ada is old" not in text and "search_memory" not in text
+        assert "calls weather" in text and "It rains in Graz." in text
