@@ -85,18 +85,10 @@ HACKATHON = [
     ("They are trying to add memory to Langchain", "What kind of memory?"),
 ]
 """The dialogue of LangChain's page on entity memory, shortened; its store (1.0.8) has these texts after the second turn."""
-STORE = {
-    "Deven": "Deven is adding memory to Langchain with Sam.",
-    "Sam": "Sam is adding memory to Langchain with Deven.",
-    "Langchain": "Langchain is a project.",
-}
-SCRIPT = [
-    reply(
-        note("Deven", "Deven is working on a hackathon project with Sam."),
-        note("Sam", "Sam is working on a hackathon project with Deven."),
-    ),
-    reply(*(note(name, text) for name, text in STORE.items())),
-]
+GOLDEN = json.loads((Path(__file__).parents[1] / "data" / "langchain-golden.json").read_text(encoding="utf-8"))["entity"]
+FIRST = {name: text for name, text in GOLDEN["loads"][1]["entities"].items() if text}
+STORE = GOLDEN["store"]
+SCRIPT = [reply(*(note(name, text) for name, text in notes.items())) for notes in (FIRST, STORE)]
 
 
 async def hackathon(memory: Memory) -> None:

@@ -73,6 +73,51 @@ async def test_what_is_forgotten_is_history_or_erased(tmp_path: Path, erase: boo
         assert (await block.facts(), len(await block.history())) == ([], 0 if erase else 1)
 
 
+async def test_a_model_deletes_neither_instructions_nor_what_it_is_answering(tmp_path: Path) -> None:
+    async with opened(tmp_path) as engine:
+        memory = engine.session("one")
+        await memory.put_messages(
+            [
+                ChatMessage(id="rules", role="system", content="Be kind."),
+                ChatMessage(id="pinned", role="user", content="I am Ada.", metadata={"pinned": True}),
+                ChatMessage(id="old", role="user", content="I like owls."),
+                ChatMessage(id="answer", role="assistant", content="So do I."),
+            ]
+        )
+        await memory.flush(final=True)
+        await memory.put(ChatMessage(id="request", role="user", content="Forget about the owls."))
+        tools = tools_of(memory)
+        for message_id in ("rules", "pinned", "request"):
+            assert (await tools["forget"](id=f"m:{message_id}")).startswith("Error: nothing has the id")
+        assert set(ids(await tools["search_memory"](query="owls kind Ada"))) == {"m:old", "m:pinned"}
+        assert await tools["forget"](id="m:old") == "Forgot m:old and what was derived from it."
+        assert [message.id for message in await memory.get_all()] == ["rules", "pinned", "answer", "request"]
+
+
+async def test_a_search_gives_as_many_results_as_it_was_asked_for(tmp_path: Path) -> None:
+    async with opened(tmp_path, facts()) as engine:
+        memory = engine.session("one")
+        tools = tools_of(memory)
+        for number in range(6):
+            await tools["remember"](text=f"Owl number {number} hoots.")
+        await tell(memory, *(f"I saw owl {number}." for number in range(6)))
+        for limit, kinds in ((1, "f"), (2, "fm"), (5, "fffmm"), (20, "ffffffmmmmmm")):
+            found = ids(await tools["search_memory"](query="owl", limit=limit))
+            assert "".join(one[0] for one in found) == kinds
+
+
+async def test_a_profile_is_found(tmp_path: Path) -> None:
+    class Person(BaseModel):
+        name: str
+        city: str = ""
+
+    llm = ScriptedLLM([json.dumps({"profile": {"name": {"value": "Adelheid", "messages": [1]}}})])
+    async with opened(tmp_path, FactExtractionMemoryBlock(name="profile", llm=llm, schema=Person)) as engine:
+        memory = engine.session("one")
+        await tell(memory, "I am Adelheid.")
+        assert "[-] name: Adelheid" in (await tools_of(memory)["search_memory"](query="What is her name?")).replace('"', "")
+
+
 async def test_searching_messages_reads_the_newest_only(tmp_path: Path) -> None:
     async with opened(tmp_path) as engine:
         memory = engine.session("one")

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -94,6 +95,20 @@ class Busy(Exception):
     def __init__(self, status: int, wait: str | None = None) -> None:
         super().__init__(f"status {status}")
         self.response = SimpleNamespace(status_code=status, headers={} if wait is None else {"retry-after": wait})
+
+
+async def test_a_model_that_gives_up_by_itself_is_not_said_to_be_slow() -> None:
+    llm = ScriptedLLM([TimeoutError("the service was busy")])
+    with pytest.raises(BlockUnavailableError) as caught:
+        await ModelCaller(llm, retries=0).complete(PROMPT, count=len, usage=Usage())
+    assert "did not answer within" not in str(caught.value) and "the service was busy" in str(caught.value)
+
+
+async def test_nobody_is_asked_when_no_time_is_left() -> None:
+    llm, usage = ScriptedLLM(["never"]), Usage()
+    with pytest.raises(BlockUnavailableError, match="no time is left"):
+        await ModelCaller(llm).complete(PROMPT, count=len, usage=usage, deadline=time.monotonic() - 1)
+    assert (usage, llm.prompts) == (Usage(), [])
 
 
 async def test_a_busy_model_is_asked_again_when_it_wants(pauses: list[float]) -> None:
