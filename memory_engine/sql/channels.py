@@ -8,8 +8,9 @@ driver hands over for each call.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Concatenate, ParamSpec, Protocol, Self, TypeVar
 
@@ -121,6 +122,46 @@ class GreenletChannel:
 def immediate(connection: Connection, work: Callable[..., R], args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:
     """Run a function in a transaction that holds the write lock from the start."""
     return _transaction(connection, "BEGIN IMMEDIATE", work, args, kwargs)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Job:
+    """What is to be done in a transaction."""
+
+    work: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of it."""
+
+    result: Any = None
+    error: BaseException | None = None
+
+
+def together(connection: Connection, jobs: Sequence[Job]) -> list[Outcome]:
+    """Run several functions in one transaction that holds the write lock from the start, each as if it were alone.
+
+    One that raises leaves nothing behind, and the others go on. Raises when none of them was committed.
+    """
+    return _transaction(connection, "BEGIN IMMEDIATE", _each, (jobs,), {})
+
+
+def _each(connection: Connection, jobs: Sequence[Job]) -> list[Outcome]:
+    outcomes = []
+    for job in jobs:
+        execute_raw(connection, "SAVEPOINT one")
+        try:
+            outcome = Outcome(job.work(connection, *job.args, **job.kwargs))
+        except Exception as error:  # noqa: BLE001 - it is handed to whoever asked for the work
+            # Fails itself when the database has ended the whole transaction.
+            execute_raw(connection, "ROLLBACK TO one")
+            outcome = Outcome(error=error)
+        execute_raw(connection, "RELEASE one")
+        outcomes.append(outcome)
+    return outcomes
 
 
 def deferred(connection: Connection, work: Callable[..., R], args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:

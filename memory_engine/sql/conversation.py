@@ -15,6 +15,7 @@ from sqlalchemy import BigInteger, Connection, bindparam, case, func, insert, se
 
 from memory_engine.errors import MessageConflictError
 from memory_engine.sql.flushing import Flushing, is_over
+from memory_engine.sql.prepared import Prepared
 from memory_engine.sql.reading import Reading, check_owner, message_columns, message_row, session_columns
 from memory_engine.sql.states import batches, upsert
 from memory_engine.sql.tables import Tables
@@ -27,6 +28,8 @@ from memory_engine.store import (
     SessionSpec,
     TokenizerChanged,
 )
+
+_COLUMNS = ("session_pk", "seq", "message_id", "role", "pinned", "tokens", "data", "created_at", "calls", "results")
 
 
 class Conversation:
@@ -50,7 +53,8 @@ class Conversation:
             updated_at=bindparam("p_now"),
             version=sessions.c.version + 1,
         )
-        self._insert = insert(messages)
+        self._grow_one = Prepared(self._grow)
+        self._insert = Prepared(insert(messages), columns=_COLUMNS)
         of_session = messages.c.session_pk == bindparam("p_pk")
         self._by_id = select(*message_columns(tables)).where(
             of_session, messages.c.message_id.in_(bindparam("p_ids", expanding=True))
@@ -128,13 +132,13 @@ class Conversation:
             "p_pinned": pinned,
             "p_now": now,
         }
-        row = connection.execute(self._grow, given).first()
+        row = self._grow_one.first(connection, given)
         if row is None:
             return None
         grown = SessionRow(*row)
         first = grown.next_seq - len(new)
         values = [_values(session.pk, first + place, draft) for place, draft in enumerate(new)]
-        connection.execute(self._insert, values[0] if len(values) == 1 else values)
+        self._insert.run(connection, values)
         return grown, tuple(_row(first + place, draft) for place, draft in enumerate(new))
 
     def _open(self, connection: Connection, spec: SessionSpec, now: int) -> SessionRow:
@@ -230,7 +234,7 @@ class Conversation:
 
     def insert_rows(self, connection: Connection, pk: int, first: int, drafts: Sequence[Draft]) -> tuple[MessageRow, ...]:
         if drafts:
-            connection.execute(self._insert, [_values(pk, first + place, draft) for place, draft in enumerate(drafts)])
+            self._insert.run(connection, [_values(pk, first + place, draft) for place, draft in enumerate(drafts)])
         return tuple(_row(first + place, draft) for place, draft in enumerate(drafts))
 
 

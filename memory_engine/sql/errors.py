@@ -71,7 +71,7 @@ def translated() -> Iterator[None]:
         cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
         raise store_error(cause) from cause
     except Exception as error:
-        if not (_is_of_asyncpg(error) or isinstance(error, OSError)):
+        if not (_sqlstate(error) is not None or _is_of_asyncpg(error) or isinstance(error, OSError) or is_lost(error)):
             raise
         raise store_error(error) from error
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
+from itertools import islice
 from typing import Any, ParamSpec, TypeVar
 
 from sqlalchemy import Connection
@@ -16,7 +17,18 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import QueuePool
 
 from memory_engine.errors import ClosedError, ConfigurationError, StoreError
-from memory_engine.sql.channels import Channel, GreenletChannel, ThreadChannel, Work, deferred, execute_raw, immediate
+from memory_engine.sql.channels import (
+    Channel,
+    GreenletChannel,
+    Job,
+    Outcome,
+    ThreadChannel,
+    Work,
+    deferred,
+    execute_raw,
+    immediate,
+    together,
+)
 from memory_engine.sql.errors import translated
 from memory_engine.sql.sqlite import in_memory, make_engine, parse_uri, prepare_file
 
@@ -26,6 +38,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _READERS = 4
+_MOST_TOGETHER = 256
+"""So many changes are committed together at most: the last of them waits for all."""
 _WIPE_MILLISECONDS = 100
 _WIPE_PAUSES = (0.0, 0.05, 0.1, 0.2, 0.4)
 """Seconds before each attempt to empty the log; somebody may be reading in it, and writers go on meanwhile."""
@@ -44,14 +58,30 @@ class SerialConnections:
         self._writer: Channel | None = None
         self._readers: list[Channel] = []
         self._writing = asyncio.Lock()
+        self._waiting: dict[Job, asyncio.Future[Any]] = {}
+        self._writes: asyncio.Task[None] | None = None
         self._reading = asyncio.Semaphore(_READERS)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closed = False
 
     async def write(self, work: Work[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run one transaction that may write; it holds the write lock from its first statement on."""
-        await self._writing.acquire()
-        return await self._apart(self._write(work, args, kwargs), self._writing.release)
+        """Run one transaction that may write; it holds the write lock from its first statement on.
+
+        What is asked for while another transaction runs is committed together, in the order in which it was asked for.
+        Nobody waits for others to come, and each has its own result or error, as if it were alone.
+        """
+        if self._closed:
+            raise ClosedError
+        job = Job(work, args, kwargs)
+        done = self._waiting[job] = asyncio.get_running_loop().create_future()
+        done.add_done_callback(_take_exception)
+        if self._writes is None:
+            self._writes = asyncio.create_task(self._write_all())
+            self._tasks.add(self._writes)
+            self._writes.add_done_callback(self._tasks.discard)
+        # Shielded: a caller that is cancelled goes its way, what it asked for is done.
+        result: R = await asyncio.shield(done)
+        return result
 
     async def read(self, work: Work[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Run one statement that reads."""
@@ -112,12 +142,50 @@ class SerialConnections:
         task.add_done_callback(ended)
         return await asyncio.shield(task)
 
+    async def _write_all(self) -> None:
+        """Work off what waits to be written, and what comes meanwhile."""
+        try:
+            while self._waiting:
+                async with self._writing:
+                    group = dict(islice(self._waiting.items(), _MOST_TOGETHER))
+                    for job in group:
+                        del self._waiting[job]
+                    await self._write_group(group)
+        finally:
+            self._writes = None
+            for done in self._waiting.values():
+                done.cancel()
+            self._waiting.clear()
+
+    async def _write_group(self, group: dict[Job, asyncio.Future[Any]]) -> None:
+        if len(group) > 1:
+            try:
+                outcomes = await self._write(together, (list(group),), {})
+            except Exception as error:  # noqa: BLE001 - whose fault it is shows when each is alone
+                log.debug("%d changes could not be committed together: %s", len(group), error)
+            else:
+                for done, outcome in zip(group.values(), outcomes, strict=True):
+                    _settle(done, outcome)
+                return
+        for job, done in group.items():
+            try:
+                outcome = Outcome(await self._write(job.work, job.args, job.kwargs))
+            except asyncio.CancelledError:
+                done.cancel()
+                raise
+            except BaseException as error:  # noqa: BLE001 - it belongs to whoever asked
+                outcome = Outcome(error=error)
+            _settle(done, outcome)
+
     async def _write(self, work: Callable[..., R], args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:
         with translated():
             connection = self._writer
             if connection is None:
                 connection = self._writer = await self._open()
             try:
+                # A group begins and ends its own transaction.
+                if work is together:
+                    return await connection.run(work, *args, **kwargs)
                 return await connection.run(immediate, work, args, kwargs)
             except BaseException:
                 if not await connection.usable():
@@ -144,6 +212,26 @@ class SerialConnections:
                 raise
             self._readers.append(connection)
             return result
+
+
+def _settle(done: asyncio.Future[Any], outcome: Outcome) -> None:
+    """Tell whoever asked what came of it."""
+    if done.done():
+        return
+    if outcome.error is None:
+        done.set_result(outcome.result)
+        return
+    try:
+        with translated():
+            raise outcome.error
+    except BaseException as error:  # noqa: BLE001 - as above
+        done.set_exception(error)
+
+
+def _take_exception(done: asyncio.Future[Any]) -> None:
+    # Somebody who was cancelled does not ask for it any more.
+    if not done.cancelled():
+        done.exception()
 
 
 def _truncate_log(connection: Connection) -> bool:
