@@ -298,6 +298,11 @@ def _restore(cls: type[_V], values: dict[str, Any]) -> _V:
     return value
 
 
+def stored_as(message: ChatMessage, message_id: str, created_at: datetime) -> ChatMessage:
+    """The message with the id and time that it got when it was stored; both are trusted, nothing is validated again."""
+    return _restore(ChatMessage, {**message.__dict__, "id": message_id, "created_at": created_at})
+
+
 def coerce(value: object) -> ChatMessage:
     """The message that was meant: a `ChatMessage`, a dict of its fields, or an OpenAI-style dict.
 

@@ -16,7 +16,7 @@ from memory_engine.binding import Block, bind, can_forget, is_changing
 from memory_engine.block import BlockContext, Erased
 from memory_engine.delivery import DeliveryWorker
 from memory_engine.errors import BlockStateError, ConfigurationError, DrainTimeoutError, MessageNotFoundError, StoreError
-from memory_engine.messages import ChatMessage, coerce, without_memory
+from memory_engine.messages import ChatMessage, coerce, stored_as, without_memory
 from memory_engine.rows import drafts_of, message_of, microseconds, moment
 from memory_engine.settings import Clock, Settings
 from memory_engine.store import (
@@ -324,7 +324,7 @@ class Session:
         stored: list[ChatMessage] = []
         for message, draft, row in zip(given, drafts, result.rows, strict=True):
             if row.seq in appended and not draft.partial:
-                stored.append(message.model_copy(update={"id": row.message_id, "created_at": moment(row.created_at)}))
+                stored.append(stored_as(message, row.message_id, moment(row.created_at)))
             else:
                 stored.append(message_of(row))
         return stored

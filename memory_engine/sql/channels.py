@@ -146,7 +146,22 @@ def together(connection: Connection, jobs: Sequence[Job]) -> list[Outcome]:
 
     One that raises leaves nothing behind, and the others go on. Raises when none of them was committed.
     """
-    return _transaction(connection, "BEGIN IMMEDIATE", _each, (jobs,), {})
+    try:
+        # Without savepoints, which cost a put a tenth: what was asked for hardly ever fails.
+        return _transaction(connection, "BEGIN IMMEDIATE", _all, (jobs,), {})
+    except _FailedError:
+        return _transaction(connection, "BEGIN IMMEDIATE", _each, (jobs,), {})
+
+
+class _FailedError(Exception):
+    """One of several functions raised; none of them left anything behind."""
+
+
+def _all(connection: Connection, jobs: Sequence[Job]) -> list[Outcome]:
+    try:
+        return [Outcome(job.work(connection, *job.args, **job.kwargs)) for job in jobs]
+    except Exception as error:
+        raise _FailedError from error
 
 
 def _each(connection: Connection, jobs: Sequence[Job]) -> list[Outcome]:

@@ -74,13 +74,12 @@ class SerialConnections:
             raise ClosedError
         job = Job(work, args, kwargs)
         done = self._waiting[job] = asyncio.get_running_loop().create_future()
-        done.add_done_callback(_take_exception)
         if self._writes is None:
             self._writes = asyncio.create_task(self._write_all())
             self._tasks.add(self._writes)
             self._writes.add_done_callback(self._tasks.discard)
-        # Shielded: a caller that is cancelled goes its way, what it asked for is done.
-        result: R = await asyncio.shield(done)
+        # A caller that is cancelled when it has begun cancels only its wait: what it asked for is done.
+        result: R = await done
         return result
 
     async def read(self, work: Work[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
@@ -150,7 +149,8 @@ class SerialConnections:
                     group = dict(islice(self._waiting.items(), _MOST_TOGETHER))
                     for job in group:
                         del self._waiting[job]
-                    await self._write_group(group)
+                    # Who was cancelled while waiting in the queue does not want it any more.
+                    await self._write_group({job: done for job, done in group.items() if not done.cancelled()})
         finally:
             self._writes = None
             for done in self._waiting.values():
@@ -161,7 +161,11 @@ class SerialConnections:
         if len(group) > 1:
             try:
                 outcomes = await self._write(together, (list(group),), {})
-            except Exception as error:  # noqa: BLE001 - whose fault it is shows when each is alone
+            except asyncio.CancelledError:
+                for done in group.values():
+                    done.cancel()
+                raise
+            except BaseException as error:  # noqa: BLE001 - whose fault it is shows when each is alone
                 log.debug("%d changes could not be committed together: %s", len(group), error)
             else:
                 for done, outcome in zip(group.values(), outcomes, strict=True):
@@ -217,7 +221,7 @@ class SerialConnections:
 def _settle(done: asyncio.Future[Any], outcome: Outcome) -> None:
     """Tell whoever asked what came of it."""
     if done.done():
-        return
+        return  # whoever asked was cancelled
     if outcome.error is None:
         done.set_result(outcome.result)
         return
@@ -226,12 +230,6 @@ def _settle(done: asyncio.Future[Any], outcome: Outcome) -> None:
             raise outcome.error
     except BaseException as error:  # noqa: BLE001 - as above
         done.set_exception(error)
-
-
-def _take_exception(done: asyncio.Future[Any]) -> None:
-    # Somebody who was cancelled does not ask for it any more.
-    if not done.cancelled():
-        done.exception()
 
 
 def _truncate_log(connection: Connection) -> bool:

@@ -239,6 +239,7 @@ def test_spans_tell_the_type_of_an_error_and_not_its_text(monkeypatch: pytest.Mo
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     telemetry = OpenTelemetry()
     monkeypatch.setattr(telemetry, "_tracer", provider.get_tracer("test"))
+    monkeypatch.setattr(telemetry, "_provider", lambda: provider)
     with pytest.raises(BlockError), telemetry.span("memory_engine.delivery", block="notes"):
         raise BlockError("the user ada said: I like tea")
     (span,) = exporter.get_finished_spans()
