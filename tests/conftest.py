@@ -114,6 +114,14 @@ def postgres() -> Iterator[Databases]:
 
 
 @pytest.fixture
+def own_server() -> Iterator[PostgresServer]:
+    """A server of this test's own, which may crash it."""
+    with PostgresServer() as server:
+        server.execute("CREATE DATABASE memory")
+        yield server
+
+
+@pytest.fixture
 def postgres_uri(postgres: Databases) -> str:
     """The address of a PostgreSQL database of this test's own, with our tables in it."""
     return postgres.make()

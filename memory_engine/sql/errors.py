@@ -85,8 +85,9 @@ def is_lost(error: BaseException) -> bool:
         return _by_sqlstate(state) is StoreUnavailableError
     if isinstance(error, OSError | EOFError):
         return True
-    # Of a connection that is closed or was closed in the middle: asyncpg's InterfaceError, and SQLAlchemy's of it.
-    return type(error).__name__ in ("InterfaceError", "InternalClientError") and "clos" in str(error)
+    # Of a connection that is closed or was cut off in the middle of something: asyncpg's, and SQLAlchemy's of them.
+    name = type(error).__name__
+    return name == "InternalClientError" or (name == "InterfaceError" and "clos" in str(error))
 
 
 def is_conflict(error: BaseException) -> bool:

@@ -8,6 +8,7 @@ from sqlalchemy import URL
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from memory_engine.errors import ConfigurationError, MissingExtraError
+from memory_engine.sql.prepared import OURS
 
 POOL = 16
 """Connections of one engine of ours, at most."""
@@ -35,6 +36,7 @@ def make_engine(url: URL) -> AsyncEngine:
     return create_async_engine(
         url,
         isolation_level="AUTOCOMMIT",
+        execution_options={OURS: True},
         pool_size=POOL,
         max_overflow=0,
         pool_recycle=1_800,

@@ -1,6 +1,7 @@
-"""Statements on the way of every put, run by the driver itself.
+"""Statements on the way of every put, run by the driver itself where the connection is ours.
 
-SQLAlchemy compiles them, once for each dialect; its own execution costs more than SQLite does.
+SQLAlchemy compiles them, once for each dialect; its own execution costs more than SQLite does. On an engine of the user's it
+executes them too, so that whoever listens to it hears them.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from sqlalchemy import Connection
 from sqlalchemy.sql.expression import Executable
 
 Row = tuple[Any, ...]
+OURS = "memory_engine_owns"
+"""The execution option of engines that nobody else has."""
 
 
 class Prepared:
@@ -23,6 +26,9 @@ class Prepared:
 
     def first(self, connection: Connection, parameters: Mapping[str, Any]) -> Row | None:
         """The first row that it returns; it is run to its end."""
+        if not _is_ours(connection):
+            found = connection.execute(self._statement, parameters).first()
+            return None if found is None else tuple(found)
         text, values_of = self._for(connection)
         cursor = _cursor(connection)
         try:
@@ -34,6 +40,9 @@ class Prepared:
 
     def run(self, connection: Connection, parameters: Sequence[Mapping[str, Any]]) -> None:
         """Run it once for each of the parameters."""
+        if not _is_ours(connection):
+            connection.execute(self._statement, list(parameters) if len(parameters) > 1 else parameters[0])
+            return
         text, values_of = self._for(connection)
         values = [values_of(each) for each in parameters]
         cursor = _cursor(connection)
@@ -57,6 +66,10 @@ class Prepared:
 
             known = self._compiled[connection.dialect.name] = (str(compiled), values_of)
         return known
+
+
+def _is_ours(connection: Connection) -> bool:
+    return OURS in connection.get_execution_options()
 
 
 def _cursor(connection: Connection) -> Any:

@@ -13,6 +13,7 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from sqlalchemy.pool import NullPool
 
 from memory_engine.errors import ConfigurationError, StoreUnreadableError
+from memory_engine.sql.prepared import OURS
 
 _RETRY_SECONDS = 0.05
 
@@ -70,6 +71,7 @@ def make_engine(url: URL, *, synchronous: str, busy_timeout: float) -> Engine:
         url.set(drivername="sqlite"),
         isolation_level="AUTOCOMMIT",
         poolclass=NullPool,
+        execution_options={OURS: True},
         connect_args={"timeout": busy_timeout, "check_same_thread": False},
     )
     statements = (

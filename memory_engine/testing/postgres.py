@@ -35,7 +35,6 @@ class PostgresServer:
         self._settings: dict[str, str | int] = {
             "listen_addresses": "",
             "fsync": "on" if fsync else "off",
-            "synchronous_commit": "on" if fsync else "off",
             "full_page_writes": "on" if fsync else "off",
             "max_connections": 300,
             "shared_buffers": "64MB",

@@ -176,8 +176,11 @@ def _failed(context: Any) -> int:
 
 
 @KINDS
-async def test_a_thousand_turns_cost_no_more_calls_than_flushes(kind: Any, tmp_path: Path) -> None:
-    """At most ceil(flushed tokens / token_flush_size) for each block, and one more for each answer that cannot be used."""
+async def test_turns_cost_no_more_calls_than_flushes(kind: Any, tmp_path: Path, soak: bool) -> None:
+    """At most ceil(flushed tokens / token_flush_size) for each block, and one more for each answer that cannot be used.
+
+    1,000 turns with `--soak`.
+    """
     asked = Counter[str]()
 
     def model(prompt: Any) -> str:
@@ -189,7 +192,7 @@ async def test_a_thousand_turns_cost_no_more_calls_than_flushes(kind: Any, tmp_p
     block = kind(name="b", llm=ScriptedLLM(otherwise=model))
     async with engine_of(tmp_path, block, token_limit=4_000, token_flush_size=400) as engine:
         memory = engine.session("one")
-        for number in range(1_000):
+        for number in range(1_000 if soak else 250):
             said = f"{number}: we talk about this and that, and about tea and coffee. " * 2
             await memory.put_messages([{"role": "user", "content": said}, {"role": "assistant", "content": said}])
         await memory.drain(PATIENCE)

@@ -23,6 +23,7 @@ from memory_engine.__main__ import main
 from memory_engine.errors import (
     ClosedError,
     ConfigurationError,
+    MessageConflictError,
     SchemaVersionError,
     StoreBusyError,
     StoreError,
@@ -555,13 +556,68 @@ async def test_a_known_session_is_appended_to_by_two_statements(path: Path) -> N
         known = (await store.append(SPEC, [draft("first")], ROOMY, now=1)).session
         seen: list[str] = []
 
-        def note(connection: object, cursor: object, statement: str, *rest: object) -> None:
+        def note(statement: str) -> None:
             seen.append(statement.split(maxsplit=1)[0])
 
-        await store._connections.write(lambda c: event.listen(c.engine, "before_cursor_execute", note))
+        def listen(connection: Connection) -> None:
+            raw: Any = connection.connection.dbapi_connection
+            raw.set_trace_callback(note)
+
+        await store._connections.write(listen)
+        seen.clear()
         await store.append(SPEC, [draft("a"), draft("b")], ROOMY, now=1, known=known)
-        assert seen == ["UPDATE", "INSERT"]
+        assert seen == ["BEGIN", "UPDATE", "INSERT", "INSERT", "COMMIT"]
+        await store._connections.read(listen)
         seen.clear()
         await store.snapshot(SPEC)
         await store.snapshot(replace(SPEC, blocks=(BlockTarget("a", "session"),)))
         assert seen == ["SELECT", "SELECT"]
+
+
+async def test_an_engine_of_the_users_sees_every_statement(path: Path) -> None:
+    """Whoever listens to their own engine (to log or to measure) hears what this package does with it."""
+    engine, seen = create_async_engine(uri(path)), list[str]()
+
+    @event.listens_for(engine.sync_engine, "before_cursor_execute")
+    def note(connection: object, cursor: object, statement: str, *rest: object) -> None:
+        seen.append(statement.split(maxsplit=1)[0])
+
+    store = SqlStore(async_engine=engine)
+    known = (await store.append(SPEC, [draft("first")], ROOMY, now=1)).session
+    seen.clear()
+    await store.append(SPEC, [draft("a"), draft("b")], ROOMY, now=1, known=known)
+    assert seen == ["UPDATE", "INSERT"]
+    await store.aclose()
+    await engine.dispose()
+
+
+async def test_changes_that_wait_are_committed_together(path: Path) -> None:
+    """In the order in which they were asked for; one that is refused leaves nothing, and the others go on."""
+    async with opened(uri(path)) as store:
+        await store.append(SPEC, [replace(draft("taken"), given_id=True)], ROOMY, now=1)
+        seen: list[str] = []
+
+        def listen(connection: Connection) -> None:
+            raw: Any = connection.connection.dbapi_connection
+            raw.set_trace_callback(lambda statement: seen.append(statement.split(maxsplit=1)[0]))
+
+        await store._connections.write(listen)
+        seen.clear()
+        specs = [replace(SPEC, session_id=f"s{n % 4}") for n in range(40)]
+        drafts = [draft(f"m{n}") for n in range(40)]
+        drafts[17] = replace(draft("taken"), data='"other"', given_id=True)
+        specs[17] = SPEC
+        outcomes = await asyncio.gather(
+            *(store.append(spec, [one], ROOMY, now=1) for spec, one in zip(specs, drafts, strict=True)), return_exceptions=True
+        )
+        assert seen.count("COMMIT") <= 4, "the first alone, the others together"
+        assert [n for n, outcome in enumerate(outcomes) if isinstance(outcome, BaseException)] == [17]
+        assert isinstance(outcomes[17], MessageConflictError)
+        for number in range(4):
+            session = (await store.snapshot(replace(SPEC, session_id=f"s{number}"))).session
+            assert session is not None
+            rows = await store.all_rows(session)
+            assert [row.message_id for row in rows] == [f"m{n}" for n in range(40) if n % 4 == number and n != 17]
+        seen.clear()
+        await store.append(SPEC, [draft("alone")], ROOMY, now=1)
+        assert "SAVEPOINT" not in seen and seen.count("BEGIN") == 1

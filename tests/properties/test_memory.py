@@ -83,7 +83,7 @@ def test_any_program(where: str, soak: bool, request: pytest.FixtureRequest, cap
     if where == "postgresql":
         where = request.getfixturevalue("postgres_uri")
     tally: Tally[str] = Tally()
-    goal = (SOAK_GETS if soak else GETS) // 2
+    goal = (SOAK_GETS if soak else GETS) // (2 if where in ("memory", "file") else 4)
     while tally["gets"] < goal:
         explore(200 if soak else 20, tally, where)
     print(f"\n{where}: 0 violations in {dict(tally)}")

@@ -1,0 +1,212 @@
+"""Memories on PostgreSQL: first use by many, lost connections, a crashing server, an engine of the user's."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, text
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from memory_engine import BaseMemoryBlock, ChatMessage, Limits, Memory, MemoryEngine
+from memory_engine.errors import ConfigurationError, StoreError, StoreUnavailableError, StoreUnreadableError
+from memory_engine.sql import SqlStore
+from memory_engine.sql import pooled as pooled_module
+from memory_engine.sql.errors import OutcomeUnknown
+from memory_engine.testing.postgres import PostgresServer
+
+pytestmark = pytest.mark.asyncio
+
+LIMITS = Limits(get=10.0, delivery=30.0, first_retry=0.01, last_retry=0.1, lease=5.0, poll=0.1)
+PATIENCE = 60.0
+
+
+class Heard(BaseMemoryBlock[str]):
+    """Notes every message that it absorbs."""
+
+    name: str = "heard"
+    heard: list[str] = []
+
+    async def _aget(self, messages: list[ChatMessage] | None = None, **block_kwargs: Any) -> str:
+        return f"{len(self.heard)} messages"
+
+    async def _aput(self, messages: list[ChatMessage]) -> None:
+        self.heard.extend(message.content for message in messages)
+
+
+def engine_at(uri: str, **settings: Any) -> MemoryEngine:
+    return MemoryEngine(
+        **{
+            "async_database_uri": uri,
+            "memory_blocks": [Heard()],
+            "limits": LIMITS,
+            "token_flush_size": 50,
+            "token_limit": 2_000,
+        }
+        | settings
+    )
+
+
+async def say(memory: Memory, who: int, numbers: range) -> None:
+    for number in numbers:
+        await memory.put({"role": "user" if number % 2 == 0 else "assistant", "content": f"writer {who} says {number}"})
+
+
+async def everything_is_there(engine: MemoryEngine, session: str, writers: int, count: int) -> None:
+    """Every message once, in the order of its writer, and absorbed once."""
+    memory = engine.session(session)
+    stored = [message.content for message in await memory.get_all()]
+    assert len(stored) == len(set(stored)) == writers * count
+    for who in range(writers):
+        assert [one for one in stored if one.startswith(f"writer {who} ")] == [f"writer {who} says {n}" for n in range(count)]
+    await memory.flush(final=True)
+    await memory.drain(PATIENCE)
+    block: Any = await memory.block("heard")
+    assert block.heard == stored
+
+
+async def test_the_short_name_of_hosts_and_what_cannot_be_used(postgres_uri: str) -> None:
+    address = postgres_uri.removeprefix("postgresql+asyncpg")
+    for name in ("postgres", "postgresql", "postgresql+asyncpg"):
+        async with engine_at(name + address) as engine:
+            assert (await engine.session("one").put({"role": "user", "content": name})) is not None
+    with pytest.raises(ConfigurationError, match=r"PostgreSQL is reached by 'postgresql\+asyncpg"):
+        engine_at("postgresql+psycopg" + address)
+    with pytest.raises(ConfigurationError, match="not supported"):
+        engine_at("mysql+aiomysql://localhost/x")
+    with pytest.raises(StoreUnreadableError, match="no_such_database"):
+        async with engine_at(postgres_uri.replace("/test_", "/no_such_database_")) as engine:
+            await engine.session("one").put({"role": "user", "content": "hello"})
+
+
+async def test_many_create_the_tables_at_once(own_server: PostgresServer) -> None:
+    stores = [SqlStore(own_server.uri("memory")) for _ in range(12)]
+    await asyncio.gather(*(store.connect() for store in stores))
+    await asyncio.gather(*(store.aclose() for store in stores))
+    assert own_server.execute("SELECT count(*), max(version) FROM memory_schema", "memory") == "1|1"
+
+
+async def test_several_engines_write_one_session(postgres_uri: str) -> None:
+    engines = [engine_at(postgres_uri) for _ in range(3)]
+    await asyncio.gather(*(say(engine.session("one"), who, range(30)) for who, engine in enumerate(engines)))
+    await everything_is_there(engines[0], "one", 3, 30)
+    context = await engines[1].session("one").context("what was said?")
+    assert context.receipt.source("heard").lag == 0 and "90 messages" in context.messages[0].content
+    for engine in engines:
+        await engine.aclose()
+
+
+async def test_an_engine_of_the_users_stays_theirs(postgres_uri: str) -> None:
+    theirs = create_async_engine(postgres_uri, pool_size=2, max_overflow=0)
+    engine = engine_at(postgres_uri, async_database_uri=None, async_engine=theirs)
+    await asyncio.gather(*(say(engine.session(f"s{n}"), 0, range(5)) for n in range(8)))
+    await engine.drain(PATIENCE)
+    assert theirs.pool.checkedout() == 0, "nothing is kept between transactions"
+    await engine.aclose()
+    async with theirs.connect() as connection:
+        assert (await connection.execute(text("SELECT count(*) FROM memory_messages"))).scalar_one() == 40
+    await theirs.dispose()
+
+
+@pytest.mark.timeout(120)
+async def test_connections_that_are_dropped_cost_nothing(own_server: PostgresServer) -> None:
+    """Also in the middle of a transaction, and of its COMMIT."""
+    async with engine_at(own_server.uri("memory")) as engine:
+        writing = [asyncio.create_task(say(engine.session("one"), who, range(60))) for who in range(4)]
+        others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'memory-engine'"
+        dropped = 0
+        while not all(task.done() for task in writing):
+            await asyncio.sleep(0.05)
+            dropped += (await asyncio.to_thread(own_server.execute, others)).count("t")
+        await asyncio.gather(*writing)
+        assert dropped > 5
+        await everything_is_there(engine, "one", 4, 60)
+
+
+@pytest.mark.timeout(120)
+async def test_a_server_that_crashes_loses_nothing_that_was_acknowledged(own_server: PostgresServer) -> None:
+    async with engine_at(own_server.uri("memory")) as engine:
+        writing = [asyncio.create_task(say(engine.session("one"), who, range(60))) for who in range(4)]
+        for _ in range(3):
+            await asyncio.sleep(random.uniform(0.1, 0.3))
+            await asyncio.to_thread(own_server.crash)
+            await asyncio.to_thread(own_server.start)
+        await asyncio.gather(*writing)
+        await everything_is_there(engine, "one", 4, 60)
+
+
+async def test_a_server_that_stays_away_is_named(own_server: PostgresServer) -> None:
+    async with engine_at(own_server.uri("memory"), busy_timeout=0.5) as engine:
+        memory = engine.session("one")
+        await memory.put({"role": "user", "content": "hello"})
+        own_server.crash()
+        with pytest.raises(StoreUnavailableError, match="cannot be reached"):
+            await memory.put({"role": "user", "content": "is anybody there?"})
+        own_server.start()
+        await memory.put({"role": "user", "content": "is anybody there?"})
+        assert len(await memory.get_all()) == 2
+
+
+@pytest.mark.parametrize("happened", [True, False])
+async def test_a_commit_whose_outcome_is_unknown_is_repeated_safely(
+    happened: bool, postgres_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The message is stored once, whether the first COMMIT reached the server or not; other changes say so."""
+    real, lost = pooled_module.execute_raw, list[str]()
+
+    def commit(connection: Connection, statement: str) -> None:
+        if statement == "COMMIT" and lost:
+            lost.pop()
+            real(connection, "COMMIT" if happened else "ROLLBACK")
+            raise ConnectionResetError("gone")
+        real(connection, statement)
+
+    monkeypatch.setattr(pooled_module, "execute_raw", commit)
+    async with engine_at(postgres_uri) as engine:
+        memory = engine.session("one")
+        await memory.put({"role": "user", "content": "before"})
+        lost.append("one")
+        stored = await memory.put({"role": "user", "content": "perhaps"})
+        assert stored is not None
+        assert [(message.id == stored.id, message.content) for message in await memory.get_all()] == [
+            (False, "before"),
+            (True, "perhaps"),
+        ]
+        lost.append("one")
+        await memory.set([*await memory.get_all(), {"role": "assistant", "content": "set"}])
+        assert [message.content for message in await memory.get_all()] == ["before", "perhaps", "set"]
+        lost.append("one")
+        with pytest.raises(OutcomeUnknown, match="it may have happened or not"):
+            await memory.delete([str(stored.id)])
+        assert len(await memory.get_all()) == (2 if happened else 3)
+
+
+async def test_who_is_cancelled_leaves_the_pool_in_order(postgres_uri: str) -> None:
+    async with engine_at(postgres_uri) as engine:
+        memory = engine.session("one")
+        await memory.put({"role": "user", "content": "first"})
+        for steps in range(60):
+            task = asyncio.create_task(memory.put({"role": "user", "content": f"{steps}"}))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        await asyncio.gather(*(memory.put({"role": "user", "content": f"after {n}"}) for n in range(40)))
+        stored = [message.content for message in await memory.get_all()]
+        assert [one for one in stored if one.startswith("after")] and len(stored) == len(set(stored))
+
+
+async def test_upgrading_from_the_command_line(own_server: PostgresServer, tmp_path: Path) -> None:
+    from memory_engine.__main__ import main
+
+    uri = own_server.uri("memory")
+    assert await asyncio.to_thread(main, ["upgrade", uri]) in (0, None)
+    async with engine_at(uri) as engine:
+        await engine.session("one").put({"role": "user", "content": "hello"})
+    own_server.execute("UPDATE memory_schema SET version = 99", "memory")
+    with pytest.raises(StoreError, match="schema version 99"):
+        async with engine_at(uri) as engine:
+            await engine.session("one").put({"role": "user", "content": "hello"})
