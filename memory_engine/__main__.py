@@ -1,9 +1,10 @@
-"""`python -m memory_engine`: maintenance of databases."""
+"""`python -m memory_engine`: maintenance of databases, and workers that deliver for agents in other processes."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import sys
 from collections.abc import Sequence
 
@@ -22,13 +23,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m memory_engine", description="Maintenance of memory databases.")
+    parser = argparse.ArgumentParser(prog="python -m memory_engine", description="Maintenance and delivery of memories.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     upgrade = commands.add_parser("upgrade", help="bring the tables of a database to the version this package needs")
     upgrade.add_argument("uri", metavar="URI", help="such as sqlite+aiosqlite:///memory.db")
     upgrade.add_argument("--table-prefix", default="memory_", metavar="PREFIX")
     upgrade.set_defaults(run=_upgrade)
+    worker = commands.add_parser("worker", help="deliver what waits for the memory blocks of an application")
+    worker.add_argument("--app", required=True, metavar="MODULE:ENGINE", help="a MemoryEngine, or a function that makes one")
+    worker.add_argument("--once", action="store_true", help="end when nothing is due any more, for a scheduler")
+    worker.add_argument("--grace", type=float, default=30.0, metavar="SECONDS", help="for what runs when it is told to end")
+    worker.set_defaults(run=_worker)
     return parser
+
+
+def _worker(options: argparse.Namespace) -> int:
+    from memory_engine.worker import run_worker
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    asyncio.run(run_worker(options.app, once=options.once, grace=options.grace))
+    return 0
 
 
 def _upgrade(options: argparse.Namespace) -> int:

@@ -88,6 +88,15 @@ class DeliveryWorker:
         """Look for work now."""
         self._woken.set()
 
+    async def finish(self, grace: float) -> None:
+        """Take nothing new, let what is running end for `grace` seconds, then stop."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        if self._running:
+            await asyncio.wait(set(self._running), timeout=grace)
+        await self.stop()
+
     async def stop(self) -> None:
         """Cancel what is running; it stays pending. Idempotent."""
         tasks = [*self._running, *([self._task] if self._task else [])]

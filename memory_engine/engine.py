@@ -16,7 +16,7 @@ from memory_engine.errors import ClosedError, ConfigurationError, DrainTimeoutEr
 from memory_engine.frozen import freeze_json
 from memory_engine.memory import Memory
 from memory_engine.rows import microseconds
-from memory_engine.session import Core, Session, SessionSummary, summary_of
+from memory_engine.session import Core, Session, SessionSummary, Stats, summary_of
 from memory_engine.settings import (
     Clock,
     Limits,
@@ -31,7 +31,7 @@ from memory_engine.settings import (
     check_timeout,
     make_settings,
 )
-from memory_engine.store import Pending, Store, WorkFilter
+from memory_engine.store import BlockLag, Pending, Store, WorkFilter
 from memory_engine.telemetry import telemetry
 from memory_engine.tokens import TokenCounter
 
@@ -222,7 +222,7 @@ class MemoryEngine:
         return await self._erasing(await self._core.store.purge(tenant, inactive_before=self._ago(inactive_for)))
 
     async def _erasing(self, done: N) -> N:
-        if self._core.settings.delivery == "background":
+        if self._core.settings.delivery != "inline":
             self._core.worker.wake()
             return done
         try:
@@ -247,6 +247,30 @@ class MemoryEngine:
         check_timeout(timeout)
         await self._ready()
         await self._core.wait_absorbed(self._work, timeout)
+
+    async def work(self, *, once: bool = False, stop: asyncio.Event | None = None, grace: float = 30.0) -> None:
+        """Deliver what is pending for this engine's blocks, of every session of the database, until `stop` is set.
+
+        For processes beside the agents', any number of them, on any host: `python -m memory_engine worker`. With `once` it
+        returns when nothing is due any more. What runs when `stop` is set, or when this is cancelled, may end within `grace`
+        seconds; what does not stays pending. A worker that dies loses nothing: another one takes over when its leases end.
+        """
+        worker = (await self._ready()).worker
+        if once:
+            while await worker.run_once(self._work):
+                log.debug("looking for more to deliver")
+            return
+        worker.start()
+        try:
+            await (stop or asyncio.Event()).wait()
+        finally:
+            await worker.finish(grace)
+
+    async def stats(self) -> Stats:
+        """How far each block is behind, over all sessions of the database."""
+        await self._ready()
+        lags = {lag.block: lag for lag in await self._core.store.lags(self._work)}
+        return Stats({name: lags.get(name, BlockLag(name)) for name in self._core.definitions})
 
     # -- life ------------------------------------------------------------------------------------------------
 
@@ -278,7 +302,10 @@ class MemoryEngine:
         try:
             async with self._connecting:  # not while the first call is connecting
                 self._closed = self._closed or not self._connected
-            if not self._closed:
+            if not self._closed and self._core.settings.delivery == "worker":
+                # What is pending is the workers'.
+                await self._core.settle(timeout)
+            elif not self._closed:
                 await self._core.wait_absorbed(self._work, timeout)
         except DrainTimeoutError as error:
             log.warning("closing with work left for the next start: %s", error)
@@ -322,7 +349,7 @@ class MemoryEngine:
                 self._connected = True
                 if self._core.settings.delivery == "background":
                     self._core.worker.start()
-                elif self._work.blocks:
+                elif self._work.blocks and self._core.settings.delivery == "inline":
                     # What an earlier process left pending gets its attempt too.
                     self._core.soon(self._core.worker.run_once(self._work), awaited=False)
         return self._core

@@ -85,7 +85,8 @@ class Memory:
           depend on the query to the system message, the rest to the user message: keeps prompt caches hitting).
         - `tokenizer_fn`: str -> int, or str -> something sized; None counts with o200k_base, offline.
         - `async_database_uri`: such as "sqlite+aiosqlite:///memory.db"; without any database nothing is kept.
-        - `delivery`: "background" (`put` never waits for a block) or "inline" (one attempt inside `put`).
+        - `delivery`: "background" (`put` never waits for a block), "inline" (one attempt inside `put`), or "worker" (other
+          processes deliver, see `MemoryEngine.work`).
         - `max_turns`: at most that many turns in the view; `on_block_error`: "skip" or "raise" in `get`.
 
         :raises ConfigurationError: an argument is wrong; nothing was opened.

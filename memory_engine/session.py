@@ -21,6 +21,7 @@ from memory_engine.rows import drafts_of, message_of, microseconds, moment
 from memory_engine.settings import Clock, Settings
 from memory_engine.store import (
     AppendResult,
+    BlockLag,
     BlockTarget,
     Draft,
     Flush,
@@ -125,6 +126,7 @@ class Core:
                         await asyncio.sleep(pause)
             return
         self.worker.wake()
+        # With delivery="worker" others settle it, and only the database tells.
         await self.worker.settled(pause)
 
 
@@ -371,7 +373,7 @@ class Session:
         await self._deliver()
 
     async def _deliver(self) -> None:
-        if self.core.settings.delivery == "background":
+        if self.core.settings.delivery != "inline":
             self.core.worker.wake()
             return
         if self.core.unawaited:
@@ -398,6 +400,18 @@ class SessionSummary:
     created_at: datetime
     updated_at: datetime
     metadata: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """How far each block is behind, by its name: `sessions`, `messages` (at most), `parked` chunks, `erasures` to do."""
+
+    blocks: Mapping[str, BlockLag]
+
+    @property
+    def pending(self) -> int:
+        """How many messages wait for a block, at most, each counted once for every block."""
+        return sum(lag.messages for lag in self.blocks.values())
 
 
 def summary_of(info: SessionInfo) -> SessionSummary:

@@ -12,7 +12,7 @@ from memory_engine.errors import ConfigurationError
 from memory_engine.render import Renderer
 
 InsertMethod = Literal["system", "user", "split"]
-DeliveryMode = Literal["background", "inline"]
+DeliveryMode = Literal["background", "inline", "worker"]
 OnBlockError = Literal["skip", "raise"]
 TokenizerFn = Callable[[str], "int | Sized"]
 

@@ -311,6 +311,17 @@ class Pending:
 
 
 @dataclass(frozen=True, slots=True)
+class BlockLag:
+    """How far a block is behind: in how many sessions, by how many messages at most; chunks it refused, and erasures to do."""
+
+    block: str
+    sessions: int = 0
+    messages: int = 0
+    parked: int = 0
+    erasures: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class SessionInfo:
     """A line of a session listing; times in microseconds since 1970 UTC."""
 
@@ -513,6 +524,9 @@ class Store(Protocol):
 
     async def pending(self, work: WorkFilter) -> Pending:
         """What waits for delivery or erasure. Parked chunks do not wait."""
+
+    async def lags(self, work: WorkFilter) -> tuple[BlockLag, ...]:
+        """How far the blocks of the filter are behind, those that are."""
 
     async def redeliver(self, session: SessionRow, block: str | None = None) -> int:
         """Make parked chunks of a session due again. Returns how many."""

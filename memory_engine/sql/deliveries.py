@@ -15,6 +15,7 @@ from memory_engine.sql.reading import Reading, message_columns, message_rows, se
 from memory_engine.sql.states import Leases, States
 from memory_engine.sql.tables import Tables, epoch_seconds, erases
 from memory_engine.store import (
+    BlockLag,
     Chunk,
     Claim,
     Erasure,
@@ -103,6 +104,22 @@ class Deliveries:
                 statement = statement.where(sessions.c.session_id == work.session_id)
             mine = statement.exists()
         return [or_(mine, table.c.scope_key.in_(work.scopes)) if work.scopes else mine]
+
+    def lags(self, connection: Connection, work: WorkFilter) -> tuple[BlockLag, ...]:
+        cursors, parked, erasures = self._tables.cursors, self._tables.parked, self._tables.erasures
+        behind = func.sum(cursors.c.target - cursors.c.cursor)
+        parts: tuple[tuple[Any, Any, list[Any]], ...] = (
+            (cursors, (func.count(), behind), [cursors.c.cursor < cursors.c.target]),
+            (parked, (func.count(),), []),
+            (erasures, (func.count(),), []),
+        )
+        found: dict[str, list[int]] = {block: [] for block in work.blocks}
+        for table, columns, where in parts:
+            rows = select(table.c.block, *columns).where(table.c.block.in_(work.blocks), *where, *self._of(table, work))
+            counts = {row[0]: [int(value) for value in row[1:]] for row in connection.execute(rows.group_by(table.c.block))}
+            for block in work.blocks:
+                found[block] += counts.get(block, [0] * len(columns))
+        return tuple([BlockLag(block, *values) for block, values in found.items() if any(values)])
 
     # -- claiming --------------------------------------------------------------------------------------------
 

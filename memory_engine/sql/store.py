@@ -25,6 +25,7 @@ from memory_engine.sql.states import BATCH, Leases, States
 from memory_engine.sql.tables import Tables, make_tables
 from memory_engine.store import (
     AppendResult,
+    BlockLag,
     Chunk,
     Claim,
     Draft,
@@ -280,6 +281,9 @@ class SqlStore:
 
     async def pending(self, work: WorkFilter) -> Pending:
         return await self._read(self._deliveries.pending, work)
+
+    async def lags(self, work: WorkFilter) -> tuple[BlockLag, ...]:
+        return await self._read_together(self._deliveries.lags, work)
 
     async def redeliver(self, session: SessionRow, block: str | None = None) -> int:
         return await self._write(self._deliveries.redeliver, session, block)

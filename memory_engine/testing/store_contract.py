@@ -13,6 +13,7 @@ import pytest
 from memory_engine.errors import MessageConflictError, MessageNotFoundError, SessionOwnerError
 from memory_engine.store import (
     AppendResult,
+    BlockLag,
     BlockTarget,
     Claim,
     Draft,
@@ -541,6 +542,20 @@ class StoreContract:
         assert (await store.pending(WorkFilter(()))).any is False
         claims = await store.claim(WorkFilter(("facts",), tenant="t2", session_id="s1"), seconds=LONG, limit=9)
         assert [(c.session.tenant, c.lease.block) for c in claims] == [("t2", "facts")]
+
+    async def test_how_far_blocks_are_behind(self, store: Store) -> None:
+        assert await store.lags(WORK) == ()
+        await self.flushed(store, spec("s1", blocks=BLOCKS))
+        session = await self.flushed(store, spec("s2", blocks=[BLOCKS[0]]))
+        lags = {lag.block: lag for lag in await store.lags(WORK)}
+        assert lags["facts"] == BlockLag("facts", 2, 2 * session.horizon)
+        assert lags["wiki"] == BlockLag("wiki", 1, session.horizon)
+        assert [lag.block for lag in await store.lags(replace(WORK, blocks=("wiki",)))] == ["wiki"]
+        claim = await self.claim_one(store)
+        chunk = await store.read_chunk(claim, 10_000)
+        await store.fail_delivery(claim, chunk, "no", retry_in=0.0, counted=True, park=True)
+        await self.absorb_all(store)
+        assert await store.lags(WORK) == (BlockLag(claim.lease.block, parked=1),)
 
     async def test_commit_writes_state_records_and_cursor(self, store: Store) -> None:
         target = spec(blocks=[BLOCKS[0]])
