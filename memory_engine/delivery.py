@@ -70,6 +70,7 @@ class DeliveryWorker:
         self._woken = asyncio.Event()
         self._settled = asyncio.Condition()
         self._task: asyncio.Task[None] | None = None
+        self._listening: asyncio.Task[None] | None = None
         self._running: set[asyncio.Task[None]] = set()
         # Consecutive failures of outside services per pair; only the back-off depends on it, so memory is enough.
         self._unavailable: dict[tuple[str, str], int] = {}
@@ -83,6 +84,7 @@ class DeliveryWorker:
         if self._task is None and self._settings.work.blocks:
             self._woken.set()
             self._task = asyncio.create_task(self._loop(), name="memory-engine delivery")
+            self._listening = asyncio.create_task(self._listen(), name="memory-engine listening")
 
     def wake(self) -> None:
         """Look for work now."""
@@ -99,12 +101,12 @@ class DeliveryWorker:
 
     async def stop(self) -> None:
         """Cancel what is running; it stays pending. Idempotent."""
-        tasks = [*self._running, *([self._task] if self._task else [])]
+        tasks = [*self._running, *[task for task in (self._task, self._listening) if task is not None]]
         for task in tasks:
             task.cancel()
         if tasks:
             await asyncio.gather(*tasks, return_exceptions=True)
-        self._task = None
+        self._task = self._listening = None
 
     def failed_usage(self, scope_key: str, block: str) -> Usage:
         """What the model of a block was asked in this process for deliveries that failed."""
@@ -123,6 +125,13 @@ class DeliveryWorker:
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout), self._settled:
                 await self._settled.wait()
+
+    async def _listen(self) -> None:
+        """Be woken by what other processes flush, where the database can tell; polling finds it in any case."""
+        try:
+            await self._store.listen(self.wake)
+        except StoreError as error:
+            log.debug("new work is found by polling alone: %s", error)
 
     async def _loop(self) -> None:
         while True:

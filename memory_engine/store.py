@@ -12,7 +12,7 @@ Rules that every store keeps (`memory_engine.testing.StoreContract` proves them)
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
 
@@ -524,6 +524,9 @@ class Store(Protocol):
 
     async def pending(self, work: WorkFilter) -> Pending:
         """What waits for delivery or erasure. Parked chunks do not wait."""
+
+    async def listen(self, wake: Callable[[], None]) -> None:
+        """Call `wake` whenever there may be new work for blocks, until cancelled; returns when this database cannot tell."""
 
     async def lags(self, work: WorkFilter) -> tuple[BlockLag, ...]:
         """How far the blocks of the filter are behind, those that are."""

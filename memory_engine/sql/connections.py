@@ -6,6 +6,7 @@ many connections (`pooled`).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ParamSpec, Protocol, TypeVar
 
 from sqlalchemy import URL, make_url
@@ -35,6 +36,9 @@ class Connections(Protocol):
 
     async def read_together(self, work: Work[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Run several statements that read the same version of the database."""
+
+    async def listen(self, channel: str, wake: Callable[[], None]) -> None:
+        """Call `wake` whenever something is announced there, until cancelled; returns where nothing can be announced."""
 
     async def wipe(self) -> None:
         """Overwrite what is left of deleted rows, where that is ours to do."""

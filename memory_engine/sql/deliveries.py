@@ -11,6 +11,7 @@ from sqlalchemy import Connection, Select, and_, case, delete, func, insert, lit
 
 from memory_engine.budget import plan_chunks
 from memory_engine.sql.flushing import Flushing
+from memory_engine.sql.postgresql import announce
 from memory_engine.sql.reading import Reading, message_columns, message_rows, session_columns
 from memory_engine.sql.states import Leases, States
 from memory_engine.sql.tables import Tables, epoch_seconds, erases
@@ -332,6 +333,7 @@ class Deliveries:
         waiting = and_(parked.c.session_pk == session.pk, parked.c.redeliver_at.is_(None))
         condition = waiting if block is None else and_(waiting, parked.c.block == block)
         values = {"redeliver_at": epoch_seconds(), "attempts": 0}
+        announce(connection, self._tables)
         return connection.execute(update(parked).where(condition).values(values)).rowcount
 
     # -- erasures --------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from sqlalchemy import Connection, and_, delete, insert, select, update
 
 from memory_engine.errors import MessageNotFoundError
 from memory_engine.sql.conversation import Conversation, new_uid
+from memory_engine.sql.postgresql import announce
 from memory_engine.sql.reading import Reading, message_columns, message_row, session_columns
 from memory_engine.sql.states import Leases, States, after_prefix, batches
 from memory_engine.sql.tables import Tables, epoch_seconds
@@ -105,6 +106,7 @@ class Erasing:
         if erasures:
             statement = insert(self._tables.erasures).values(due_at=epoch_seconds(), attempts=0)
             connection.execute(statement, erasures)
+            announce(connection, self._tables)
 
     # -- sessions --------------------------------------------------------------------------------------------
 

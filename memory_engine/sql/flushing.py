@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, bindparam, func, insert, select, update
 
 from memory_engine.budget import plan_complete_turns, plan_flush
+from memory_engine.sql.postgresql import announce
 from memory_engine.sql.reading import Reading, session_columns
 from memory_engine.sql.states import upsert
 from memory_engine.sql.tables import Tables
@@ -110,6 +111,7 @@ class Flushing:
         own = (cursors.c.session_pk == session.pk, cursors.c.target < horizon, cursors.c.block.not_in(deaf))
         connection.execute(update(cursors).where(*own).values(target=horizon))
         self.give_cursors(connection, session, spec.receivers, horizon)
+        announce(connection, self._tables)
         return moved, Flush(session.horizon, horizon, tokens)
 
     def give_cursors(self, connection: Connection, session: SessionRow, blocks: Sequence[BlockTarget], target: int) -> None:

@@ -8,6 +8,7 @@ told by `OutcomeUnknown`, and repeats what it can recognise.
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import time
 from collections.abc import Callable, Coroutine
@@ -19,6 +20,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from memory_engine.errors import ClosedError
 from memory_engine.sql.channels import Work, execute_raw
 from memory_engine.sql.errors import OutcomeUnknown, is_conflict, is_lost, translated
+
+log = logging.getLogger("memory_engine.sql")
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -55,6 +58,28 @@ class PooledConnections:
     async def read_together(self, work: Work[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Run several statements that read the same version of the database."""
         return await self._apart(self._again(_READING, work, args, kwargs))
+
+    async def listen(self, channel: str, wake: Callable[[], None]) -> None:
+        """Call `wake` whenever something is announced there, until cancelled; it takes a connection of our pool for itself."""
+        while self._owned:
+            try:
+                await self._listen(channel, wake)
+            except Exception as error:  # noqa: BLE001 - whatever it is, polling goes on meanwhile
+                log.debug("new work is not announced for a while: %s", error)
+            await asyncio.sleep(_LONGEST_PAUSE)
+
+    async def _listen(self, channel: str, wake: Callable[[], None]) -> None:
+        lost = asyncio.Event()
+        async with self._engine.connect() as connection:
+            driver: Any = (await connection.get_raw_connection()).driver_connection
+            try:
+                driver.add_termination_listener(lambda *_: lost.set())
+                await driver.add_listener(channel, lambda *_: wake())
+                wake()  # what was announced before
+                await lost.wait()
+            finally:
+                # Nobody else gets a connection that listens.
+                await connection.invalidate()
 
     async def wipe(self) -> None:
         """Nothing: what becomes of deleted rows is PostgreSQL's to decide."""

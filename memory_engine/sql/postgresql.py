@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from sqlalchemy import URL
+from sqlalchemy import URL, Connection, func, select
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from memory_engine.errors import ConfigurationError, MissingExtraError
 from memory_engine.sql.prepared import OURS
+from memory_engine.sql.tables import Tables
 
 POOL = 16
 """Connections of one engine of ours, at most."""
@@ -42,3 +43,14 @@ def make_engine(url: URL) -> AsyncEngine:
         pool_recycle=1_800,
         connect_args={"prepared_statement_cache_size": _STATEMENTS, "server_settings": {"application_name": "memory-engine"}},
     )
+
+
+def channel_of(tables: Tables) -> str:
+    """Where new work for blocks is announced."""
+    return f"{tables.schema.name}_work"
+
+
+def announce(connection: Connection, tables: Tables) -> None:
+    """Wake the workers of other processes when this transaction is committed; on SQLite they look by themselves."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(select(func.pg_notify(channel_of(tables), "")))

@@ -90,6 +90,9 @@ class SerialConnections:
         """Run several statements that read the same version of the database."""
         return await self._read(work, args, kwargs, together=True)
 
+    async def listen(self, channel: str, wake: Callable[[], None]) -> None:
+        """Nothing: one process cannot tell another by way of SQLite."""
+
     async def wipe(self) -> None:
         """Overwrite what is left of deleted rows in SQLite's log, unless a reader elsewhere holds on to it.
 

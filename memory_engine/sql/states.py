@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, Select, bindparam, delete, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
+from memory_engine.sql.postgresql import announce
 from memory_engine.sql.tables import Tables, epoch_seconds
 from memory_engine.store import Lease, Purpose, RecordRow, SessionRow, StateChange, StateInUse, StateRow
 
@@ -210,6 +211,7 @@ class States:
         """Have a block absorb again what is stored of its scope's sessions; parked chunks are met again on the way."""
         cursors, parked = self._tables.cursors, self._tables.parked
         connection.execute(delete(parked).where(parked.c.scope_key == scope_key, parked.c.block == block))
+        announce(connection, self._tables)
         values = {"cursor": cursors.c.start_seq, "attempts": 0, "next_attempt_at": 0.0, "last_error": None}
         connection.execute(update(cursors).where(cursors.c.scope_key == scope_key, cursors.c.block == block).values(values))
 

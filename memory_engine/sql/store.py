@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
@@ -18,6 +18,7 @@ from memory_engine.sql.deliveries import Deliveries
 from memory_engine.sql.erasing import Erasing
 from memory_engine.sql.errors import OutcomeUnknown
 from memory_engine.sql.flushing import Flushing
+from memory_engine.sql.postgresql import channel_of
 from memory_engine.sql.reading import MOST_SEQ, Reading
 from memory_engine.sql.replacing import Replacing
 from memory_engine.sql.schema import ensure_schema
@@ -281,6 +282,11 @@ class SqlStore:
 
     async def pending(self, work: WorkFilter) -> Pending:
         return await self._read(self._deliveries.pending, work)
+
+    async def listen(self, wake: Callable[[], None]) -> None:
+        if not self._connected:
+            await self.connect()
+        await self._connections.listen(channel_of(self._tables), wake)
 
     async def lags(self, work: WorkFilter) -> tuple[BlockLag, ...]:
         return await self._read_together(self._deliveries.lags, work)

@@ -99,6 +99,25 @@ async def test_several_engines_write_one_session(postgres_uri: str) -> None:
         await engine.aclose()
 
 
+async def test_workers_hear_of_new_work_before_they_would_look(own_server: PostgresServer) -> None:
+    """Also after the connection on which they listen was lost."""
+    patient = Limits(get=10.0, delivery=30.0, first_retry=0.01, last_retry=0.1, lease=5.0, poll=600.0)
+    uri = own_server.uri("memory")
+    async with engine_at(uri, delivery="worker") as agent, engine_at(uri, limits=patient) as worker:
+        memory = agent.session("one")
+        assert (await worker.pending()).deliveries == 0
+        listening = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'"
+        for turn in range(3):
+            while await asyncio.to_thread(own_server.execute, listening) == "0":
+                await asyncio.sleep(0.05)
+            await memory.put({"role": "user", "content": f"turn {turn}"})
+            await memory.flush(final=True)
+            await memory.drain(PATIENCE)
+            drop = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'"
+            await asyncio.to_thread(own_server.execute, drop)
+        assert (await memory.block("heard")).heard == ["turn 0", "turn 1", "turn 2"]  # type: ignore[attr-defined]
+
+
 async def test_an_engine_of_the_users_stays_theirs(postgres_uri: str) -> None:
     theirs = create_async_engine(postgres_uri, pool_size=2, max_overflow=0)
     engine = engine_at(postgres_uri, async_database_uri=None, async_engine=theirs)
