@@ -9,7 +9,7 @@ import json
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import BigInteger, Connection, bindparam, case, func, insert, select, update
 
@@ -81,7 +81,7 @@ class Conversation:
         now: int,
         known: SessionRow | None,
     ) -> AppendResult:
-        session = known if known is not None and _is_of(known, spec) else None
+        session = known if known is not None and is_of(known, spec) else None
         if session is None:
             session = self._open(connection, spec, now)
         stored: dict[str, MessageRow] = {}
@@ -112,24 +112,16 @@ class Conversation:
     def _add(
         self, connection: Connection, spec: SessionSpec, session: SessionRow, new: Sequence[Draft], now: int
     ) -> tuple[SessionRow, tuple[MessageRow, ...]] | None:
-        turn, active, turns, pinned = -1, 0, 0, 0
-        for place, draft in enumerate(new):
-            if draft.role == "user":
-                turn = place
-                turns += not draft.pinned
-            if draft.pinned:
-                pinned += draft.tokens
-            else:
-                active += draft.tokens
+        sums = sums_of(new)
         given = {
             "p_pk": session.pk,
             "p_uid": session.uid,
             "p_tokenizer": spec.tokenizer,
-            "p_count": len(new),
-            "p_turn": turn,
-            "p_active": active,
-            "p_turns": turns,
-            "p_pinned": pinned,
+            "p_count": sums.number,
+            "p_turn": sums.turn,
+            "p_active": sums.active,
+            "p_turns": sums.turns,
+            "p_pinned": sums.pinned,
             "p_now": now,
         }
         row = self._grow_one.first(connection, given)
@@ -232,13 +224,46 @@ class Conversation:
         session = self._open(connection, spec, now)
         return self._verified(connection, spec, session, now)
 
+    def insert_many(
+        self, connection: Connection, appended: Sequence[tuple[int, int, Sequence[Draft]]]
+    ) -> list[tuple[MessageRow, ...]]:
+        """Insert into several sessions: the pk of each, the seq of its first draft, its drafts. Returns the rows of each."""
+        values = [_values(pk, first + place, draft) for pk, first, drafts in appended for place, draft in enumerate(drafts)]
+        self._insert.run(connection, values)
+        return [tuple([_row(first + place, draft) for place, draft in enumerate(drafts)]) for _, first, drafts in appended]
+
     def insert_rows(self, connection: Connection, pk: int, first: int, drafts: Sequence[Draft]) -> tuple[MessageRow, ...]:
         if drafts:
             self._insert.run(connection, [_values(pk, first + place, draft) for place, draft in enumerate(drafts)])
         return tuple(_row(first + place, draft) for place, draft in enumerate(drafts))
 
 
-def _is_of(known: SessionRow, spec: SessionSpec) -> bool:
+class Sums(NamedTuple):
+    """By how much drafts make a session grow; `turn` is the place of the last user message, -1 without one."""
+
+    number: int
+    turn: int
+    active: int
+    turns: int
+    pinned: int
+
+
+def sums_of(drafts: Sequence[Draft]) -> Sums:
+    """What a session's row adds up for these."""
+    turn, active, turns, pinned = -1, 0, 0, 0
+    for place, draft in enumerate(drafts):
+        if draft.role == "user":
+            turn = place
+            turns += not draft.pinned
+        if draft.pinned:
+            pinned += draft.tokens
+        else:
+            active += draft.tokens
+    return Sums(len(drafts), turn, active, turns, pinned)
+
+
+def is_of(known: SessionRow, spec: SessionSpec) -> bool:
+    """Whether the row is of the session that is meant."""
     return (known.tenant, known.session_id, known.user_id) == (spec.tenant, spec.session_id, spec.user_id)
 
 

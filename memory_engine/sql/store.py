@@ -18,12 +18,14 @@ from memory_engine.sql.deliveries import Deliveries
 from memory_engine.sql.erasing import Erasing
 from memory_engine.sql.errors import OutcomeUnknown
 from memory_engine.sql.flushing import Flushing
+from memory_engine.sql.pooled import PooledConnections
 from memory_engine.sql.postgresql import channel_of
 from memory_engine.sql.reading import MOST_SEQ, Reading
 from memory_engine.sql.replacing import Replacing
 from memory_engine.sql.schema import ensure_schema
 from memory_engine.sql.states import BATCH, Leases, States
 from memory_engine.sql.tables import Tables, make_tables
+from memory_engine.sql.together import Append, Gathering, Together
 from memory_engine.store import (
     AppendResult,
     BlockLag,
@@ -63,6 +65,7 @@ class _Parts(NamedTuple):
     replacing: Replacing
     erasing: Erasing
     deliveries: Deliveries
+    together: Together
 
 
 @lru_cache(maxsize=16)
@@ -75,7 +78,8 @@ def _parts(prefix: str) -> _Parts:
     replacing = Replacing(tables, conversation, flushing)
     erasing = Erasing(tables, reading, conversation, states, leases)
     deliveries = Deliveries(tables, reading, flushing, states, leases)
-    return _Parts(tables, leases, states, reading, flushing, conversation, replacing, erasing, deliveries)
+    together = Together(tables, conversation, flushing)
+    return _Parts(tables, leases, states, reading, flushing, conversation, replacing, erasing, deliveries, together)
 
 
 class SqlStore:
@@ -102,9 +106,13 @@ class SqlStore:
         self._tables, self._states, self._leases = parts.tables, parts.states, parts.leases
         self._reading, self._flushing, self._conversation = parts.reading, parts.flushing, parts.conversation
         self._replacing, self._erasing, self._deliveries = parts.replacing, parts.erasing, parts.deliveries
+        self._together = parts.together
         self._connections = open_connections(
             uri, async_engine=async_engine, synchronous=sqlite_synchronous, busy_timeout=busy_timeout
         )
+        # SQLite's one writer commits together whatever waits for it.
+        many = isinstance(self._connections, PooledConnections)
+        self._gathering = Gathering(self._append_together, self._append, self._append_again) if many else None
         self._connecting = asyncio.Lock()
         self._connected = False
 
@@ -153,10 +161,23 @@ class SqlStore:
     async def append(
         self, spec: SessionSpec, drafts: Sequence[Draft], policy: FlushPolicy, *, now: int, known: SessionRow | None = None
     ) -> AppendResult:
+        append = Append(spec, drafts, policy, now, known)
+        if self._gathering is not None and append.is_simple:
+            return await self._gathering.append(append)
+        return await self._append(append)
+
+    async def _append(self, one: Append) -> AppendResult:
         try:
-            return await self._write(self._conversation.append, spec, drafts, policy, now, known)
+            return await self._write(self._conversation.append, one.spec, one.drafts, one.policy, one.now, one.known)
         except OutcomeUnknown:
-            return await self._write_again(self._conversation.append, spec, _recognisable(drafts), policy, now, None)
+            return await self._append_again(one)
+
+    async def _append_again(self, one: Append) -> AppendResult:
+        again = _recognisable(one.drafts)
+        return await self._write_again(self._conversation.append, one.spec, again, one.policy, one.now, None)
+
+    async def _append_together(self, appends: Sequence[Append]) -> list[AppendResult]:
+        return await self._write(self._together.append, appends)
 
     async def snapshot(self, spec: SessionSpec, *, known: SessionRow | None = None) -> Snapshot:
         return await self._read(self._reading.snapshot, spec)

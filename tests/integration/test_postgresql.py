@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -229,3 +230,86 @@ async def test_upgrading_from_the_command_line(own_server: PostgresServer, tmp_p
     with pytest.raises(StoreError, match="schema version 99"):
         async with engine_at(uri) as engine:
             await engine.session("one").put({"role": "user", "content": "hello"})
+
+
+# -- puts together ---------------------------------------------------------------------------------------------------
+
+
+def counted(engine: MemoryEngine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many puts each group has that is written from now on."""
+    store: Any = engine._core.store
+    sizes, real = list[int](), store._together.append
+
+    def append(connection: Connection, appends: Any) -> Any:
+        sizes.append(len(appends))
+        return real(connection, appends)
+
+    monkeypatch.setattr(store, "_together", SimpleNamespace(append=append))
+    return sizes
+
+
+async def test_many_sessions_are_written_together(postgres_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each in its order, flushes among them; a lone put is alone."""
+    async with engine_at(postgres_uri) as engine:
+        memories = [engine.session(f"s{number}") for number in range(40)]
+        await asyncio.gather(*(memory.put({"role": "user", "content": "writer 0 says 0"}) for memory in memories))
+        sizes = counted(engine, monkeypatch)
+        await memories[0].put({"role": "user", "content": "writer 0 says 1"})
+        assert sizes == []
+        await asyncio.gather(*(say(memory, 0, range(1 if number else 2, 30)) for number, memory in enumerate(memories)))
+        assert max(sizes) > 5 and sum(sizes) > 300
+        for memory in memories:
+            await everything_is_there(engine, memory.session_id, 1, 30)
+        context = await memories[3].context()
+        assert sum(source.given for source in context.receipt.sources) + context.receipt.rendering == context.receipt.tokens
+
+
+async def test_of_several_puts_each_has_its_own_outcome(postgres_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session that was reset or deleted elsewhere, ids that conflict, a caller that goes: nobody else notices."""
+    async with engine_at(postgres_uri) as engine, engine_at(postgres_uri) as other:
+        memories = [engine.session(f"s{number}") for number in range(30)]
+        await asyncio.gather(*(memory.put({"role": "user", "content": "first", "id": "one"}) for memory in memories))
+        sizes = counted(engine, monkeypatch)
+        await other.session("s7").reset()
+        await other.delete_session("s8")
+
+        async def put(number: int) -> None:
+            content: dict[str, Any] = {"role": "user", "content": f"second {number}"}
+            await memories[number].put(content | ({"id": "one"} if number == 9 else {}))
+
+        tasks = [asyncio.create_task(put(number)) for number in range(30)]
+        await asyncio.sleep(0)
+        tasks[25].cancel()
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        assert sizes, "some were written together"
+        refused = {number: type(one).__name__ for number, one in enumerate(outcomes) if one is not None}
+        assert refused == {9: "MessageConflictError", 25: "CancelledError"}
+        for number, memory in enumerate(memories):
+            said = [message.content for message in await memory.get_all()]
+            first = [] if number in (7, 8) else ["first"]
+            assert said == first + ([] if number in (9, 25) else [f"second {number}"])
+
+
+@pytest.mark.parametrize("happened", [True, False])
+async def test_a_group_whose_outcome_is_unknown_is_repeated_safely(
+    happened: bool, postgres_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, lose = pooled_module.execute_raw, [True]
+
+    async with engine_at(postgres_uri) as engine:
+        memories = [engine.session(f"s{number}") for number in range(30)]
+        await asyncio.gather(*(memory.put({"role": "user", "content": "first"}) for memory in memories))
+        sizes = counted(engine, monkeypatch)
+
+        def commit(connection: Connection, statement: str) -> None:
+            if statement == "COMMIT" and sizes and lose:
+                lose.pop()
+                real(connection, "COMMIT" if happened else "ROLLBACK")
+                raise ConnectionResetError("gone")
+            real(connection, statement)
+
+        monkeypatch.setattr(pooled_module, "execute_raw", commit)
+        await asyncio.gather(*(memory.put({"role": "user", "content": "second"}) for memory in memories))
+        assert not lose
+        for memory in memories:
+            assert [message.content for message in await memory.get_all()] == ["first", "second"]
