@@ -11,7 +11,7 @@ from functools import lru_cache
 from itertools import islice
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Select, bindparam, delete, func, insert, select, update
+from sqlalchemy import Connection, Select, bindparam, delete, func, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from memory_engine.sql.postgresql import announce
@@ -45,6 +45,8 @@ def after_prefix(prefix: str) -> str | None:
     return None
 
 
+_REVOKED = "-"
+"""Before the token of a lease that was taken from its owner, who can do nothing with it but give it back."""
 _MOMENT = 10.0
 """Seconds of a lease that is given back in the transaction that takes it."""
 
@@ -69,7 +71,8 @@ class Leases:
         self._seen = select(leases.c.token).where(*self._alive)
         self._held = self._seen.with_for_update()
         self._renew = update(leases).where(*self._alive).values(until=epoch_seconds() + bindparam("p_seconds"))
-        self._release = delete(leases).where(*mine)
+        given_back = or_(leases.c.token == bindparam("p_token"), leases.c.token == _REVOKED + bindparam("p_token"))
+        self._release = delete(leases).where(*mine[:-1], given_back)
 
     def take(
         self, connection: Connection, scope_key: str, block: str, seconds: float, purpose: Purpose = "deliver"
@@ -131,11 +134,13 @@ class Leases:
         connection.execute(self._release, _parameters(lease))
 
     def revoke(self, connection: Connection, condition: Any) -> None:
-        """Take leases from their owners, but leave the pairs closed until they would have ended.
+        """Take leases from their owners, but leave the pairs closed until they are given back, or would have ended.
 
         Whoever lost one may still be writing to an outside store; what erases that must come after it.
         """
-        connection.execute(update(self._tables.leases).where(condition).values(token=""))
+        token = self._tables.leases.c.token
+        again = update(self._tables.leases).where(condition, token.not_like(f"{_REVOKED}%"))
+        connection.execute(again.values(token=_REVOKED + token))
 
 
 def _parameters(lease: Lease) -> dict[str, str]:

@@ -895,6 +895,20 @@ class StoreContract:
         state = await store.commit_change(again, StateChange('{"n":3}'), session=None)
         assert state is not None and state.version > old.version
 
+    async def test_what_was_revoked_can_be_given_back(self, store: Store) -> None:
+        """Then its owner writes nothing more, and who erases need not wait."""
+        await self.flushed(store, spec(user="u", blocks=BLOCKS))
+        mine = scope_key("user", tenant="t", user_id="u", session_uid="")
+        lease = await store.lease(mine, "profile", seconds=LONG)
+        assert lease is not None
+        for _ in range(2):
+            await store.delete_user("t", "u")
+        assert await store.commit_change(lease, StateChange('{"n":1}'), session=None) is None
+        assert await store.renew(lease, None, seconds=LONG) is False
+        assert await store.lease(mine, "profile", seconds=LONG) is None
+        await store.release(lease)
+        assert await store.lease(mine, "profile", seconds=LONG) is not None
+
     async def test_delete_tenant(self, store: Store) -> None:
         for tenant in ("t", "t:1", "t2"):
             await self.flushed(store, spec(tenant=tenant, blocks=BLOCKS))
