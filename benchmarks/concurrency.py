@@ -5,7 +5,7 @@
 Each round gives every system a fresh database, one after the other, and lets all sessions put their messages one by one, all
 sessions at once. What is stored afterwards is counted. SQLite runs with synchronous=FULL, PostgreSQL with fsync on, so that a
 message that was acknowledged survives a power cut everywhere. "raw" is the driver alone: one table, one INSERT and one COMMIT
-for each message; "raw, together" commits 64 messages at a time, what the hardware could do for somebody who may wait.
+for each message; "raw, together" commits whatever waits in one transaction, what the driver could do at best.
 """
 
 from __future__ import annotations
@@ -126,20 +126,28 @@ class RawPostgres(System):
 
 
 class Together(System):
-    """Collects messages of all sessions and hands 64 of them at a time to `write`."""
+    """Hands whatever waits while one transaction runs to the next, as `write` does it."""
 
     name = "raw, together"
-    _waiting: list[tuple[str, int, str]]
 
     def start(self) -> None:
-        self._waiting, self._writing = [], asyncio.Lock()
+        self._waiting: list[tuple[tuple[str, int, str], asyncio.Future[None]]] = []
+        self._writer: asyncio.Task[None] | None = None
 
     async def put(self, session: str, number: int) -> None:
-        self._waiting.append((session, number, json.dumps({"role": "user", "content": f"{number} {TEXT}"})))
-        async with self._writing:
-            if self._waiting:
-                rows, self._waiting = self._waiting, []
-                await self.write(rows)
+        done = asyncio.get_running_loop().create_future()
+        self._waiting.append(((session, number, json.dumps({"role": "user", "content": f"{number} {TEXT}"})), done))
+        if self._writer is None:
+            self._writer = asyncio.create_task(self._write_all())
+        await done
+
+    async def _write_all(self) -> None:
+        while self._waiting:
+            together, self._waiting = self._waiting, []
+            await self.write([row for row, _ in together])
+            for _, done in together:
+                done.set_result(None)
+        self._writer = None
 
     async def write(self, rows: Sequence[tuple[str, int, str]]) -> None:
         raise NotImplementedError
