@@ -23,6 +23,8 @@ from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
 if __package__ in (None, ""):  # started as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -177,7 +179,22 @@ class PostgresTogether(Together, RawPostgres):
         await self._pool.executemany("INSERT INTO raw VALUES ($1, $2, $3)", rows)
 
 
-class Llama(System):
+def engine_at(uri: str) -> AsyncEngine:
+    """An engine for as many sessions as write at once."""
+    options = {"pool_size": POOL} if uri.startswith("postgresql") else {"connect_args": {"timeout": 30}}
+    return create_async_engine(uri, **options)
+
+
+class OnEngine(System):
+    """One that is given an engine of SQLAlchemy's."""
+
+    _engine: AsyncEngine
+
+    async def close(self) -> None:
+        await self._engine.dispose()
+
+
+class Llama(OnEngine):
     """LlamaIndex's `Memory`, one for each session, on one engine."""
 
     name = "LlamaIndex Memory"
@@ -185,11 +202,9 @@ class Llama(System):
     async def open(self, uri: str, sessions: Sequence[str]) -> None:
         from llama_index.core.llms import ChatMessage
         from llama_index.core.memory import Memory as LlamaMemory
-        from sqlalchemy.ext.asyncio import create_async_engine
 
         self._message = ChatMessage
-        options = {"pool_size": POOL} if uri.startswith("postgresql") else {"connect_args": {"timeout": 30}}
-        self._engine = create_async_engine(uri, **options)
+        self._engine = engine_at(uri)
         made = [
             (name, LlamaMemory.from_defaults(session_id=name, token_limit=1_000_000, async_engine=self._engine))
             for name in sessions
@@ -204,21 +219,16 @@ class Llama(System):
     async def stored(self) -> int:
         return sum([len(await memory.aget_all()) for memory in self._memories.values()])
 
-    async def close(self) -> None:
-        await self._engine.dispose()
 
-
-class OpenAI(System):
+class OpenAI(OnEngine):
     """The session of OpenAI's Agents SDK on SQLAlchemy, on one engine."""
 
     name = "OpenAI Agents SQLAlchemySession"
 
     async def open(self, uri: str, sessions: Sequence[str]) -> None:
         from agents.extensions.memory import SQLAlchemySession
-        from sqlalchemy.ext.asyncio import create_async_engine
 
-        options = {"pool_size": POOL} if uri.startswith("postgresql") else {"connect_args": {"timeout": 30}}
-        self._engine = create_async_engine(uri, **options)
+        self._engine = engine_at(uri)
         first = SQLAlchemySession(sessions[0], engine=self._engine, create_tables=True)
         await first.get_items(1)
         self._sessions = {name: SQLAlchemySession(name, engine=self._engine) for name in sessions}
@@ -229,11 +239,8 @@ class OpenAI(System):
     async def stored(self) -> int:
         return sum([len(await session.get_items()) for session in self._sessions.values()])
 
-    async def close(self) -> None:
-        await self._engine.dispose()
 
-
-class LangChain(System):
+class LangChain(OnEngine):
     """LangChain's SQLChatMessageHistory in its asynchronous mode, on one engine."""
 
     name = "LangChain SQLChatMessageHistory"
@@ -241,11 +248,9 @@ class LangChain(System):
     async def open(self, uri: str, sessions: Sequence[str]) -> None:
         from langchain_community.chat_message_histories import SQLChatMessageHistory
         from langchain_core.messages import HumanMessage
-        from sqlalchemy.ext.asyncio import create_async_engine
 
         self._message = HumanMessage
-        options = {"pool_size": POOL} if uri.startswith("postgresql") else {"connect_args": {"timeout": 30}}
-        self._engine = create_async_engine(uri, **options)
+        self._engine = engine_at(uri)
         made = [(name, SQLChatMessageHistory(name, connection=self._engine, async_mode=True)) for name in sessions]
         self._histories = dict(made)
         await self._histories[sessions[0]].aget_messages()
@@ -257,9 +262,6 @@ class LangChain(System):
 
     async def stored(self) -> int:
         return sum([len(await history.aget_messages()) for history in self._histories.values()])
-
-    async def close(self) -> None:
-        await self._engine.dispose()
 
 
 SYSTEMS: dict[str, list[Callable[[], System]]] = {

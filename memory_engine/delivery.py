@@ -12,9 +12,10 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any, TypeVar
 
 from memory_engine.binding import Block, ScopeBinding, bind, can_forget, is_changing, kept
@@ -270,25 +271,37 @@ class DeliveryWorker:
         except StateInUse:
             log.debug("block %r was changed by hand during a delivery", claim.lease.block)
         async with kept(self._store, claim.lease, claim.session, self._settings.limits.lease) as lost:
-            for attempt in range(1 << 30):
+
+            async def follow(attempt: int, writing: Lease | None) -> bool:
+                nonlocal chunk, context, change
                 if lost.is_set():
-                    break
-                # Who changes the block by hand again and again would never let a delivery through that does not do so too.
-                writing = await self._take_turn(claim) if attempt >= _POLITE else None
-                try:
-                    state = await self._store.read_state(claim.lease.scope_key, claim.lease.block)
-                    if state.version != chunk.state.version:
-                        chunk = replace(chunk, state=state)
-                        context = _repeated(context, state)
-                        binding = await self._absorb(claim, chunk, context)
-                        change = StateChange() if binding is None else await binding.changed()
-                    return await self._store.commit_delivery(claim, chunk, change, writing=writing) is not None
-                except StateInUse:
-                    await asyncio.sleep(_IN_USE)
-                finally:
-                    if writing is not None:
-                        await _finish(self._store.release(writing))
-        return False
+                    return False
+                state = await self._store.read_state(claim.lease.scope_key, claim.lease.block)
+                if state.version != chunk.state.version:
+                    chunk = replace(chunk, state=state)
+                    context = _repeated(context, state)
+                    again = await self._absorb(claim, chunk, context)
+                    change = StateChange() if again is None else await again.changed()
+                return await self._store.commit_delivery(claim, chunk, change, writing=writing) is not None
+
+            return await self._in_turn(claim, follow)
+
+    async def _in_turn(self, claim: Claim | ErasureClaim, write: Callable[[int, Lease | None], Awaitable[T]]) -> T:
+        """What `write` returns, which is repeated while the state is changed by hand; it is given the number of the attempt.
+
+        Who changes a block by hand again and again would never let anybody through who does not do so too: after a few attempts
+        it is given the lease to write.
+        """
+        for attempt in count():
+            writing = await self._take_turn(claim) if attempt >= _POLITE else None
+            try:
+                return await write(attempt, writing)
+            except StateInUse:
+                await asyncio.sleep(_IN_USE)
+            finally:
+                if writing is not None:
+                    await _finish(self._store.release(writing))
+        raise AssertionError("there is always another attempt")
 
     async def _take_turn(self, claim: Claim | ErasureClaim) -> Lease | None:
         """The lease to write by hand, which this delivery uses to be the next; None when somebody else has it."""
@@ -393,23 +406,19 @@ class DeliveryWorker:
             deleted_version=claim.state.deleted_version,
             erasing=(Erased(erasure.session_uid, erasure.seqs),),
         )
+
+        async def forget(attempt: int, writing: Lease | None) -> None:
+            nonlocal claim, context
+            if attempt:
+                state = await self._store.read_state(claim.lease.scope_key, claim.lease.block)
+                claim, context = replace(claim, state=state), _repeated(context, state)
+            block, binding = bind(self._store, definition, context, claim.state, session=None, writable=True)
+            forgetting = block._aforget(erasure.session_uid, erasure.seqs)
+            await self._leased(claim, forgetting, f"Block {definition.name!r}: _aforget")
+            await self._store.commit_erasure(claim, await binding.changed(), rebuild=False, writing=writing)
+
         try:
-            for attempt in range(1 << 30):
-                writing = await self._take_turn(claim) if attempt >= _POLITE else None
-                try:
-                    if attempt:
-                        state = await self._store.read_state(claim.lease.scope_key, claim.lease.block)
-                        claim, context = replace(claim, state=state), _repeated(context, state)
-                    block, binding = bind(self._store, definition, context, claim.state, session=None, writable=True)
-                    forgetting = block._aforget(erasure.session_uid, erasure.seqs)
-                    await self._leased(claim, forgetting, f"Block {definition.name!r}: _aforget")
-                    await self._store.commit_erasure(claim, await binding.changed(), rebuild=False, writing=writing)
-                    return
-                except StateInUse:
-                    await asyncio.sleep(_IN_USE)
-                finally:
-                    if writing is not None:
-                        await _finish(self._store.release(writing))
+            await self._in_turn(claim, forget)
         except Exception as error:  # noqa: BLE001 - as for deliveries; an erasure is never given up
             log.warning("block %r could not forget yet: %s", definition.name, describe(error))
             await _to_the_end(self._store.fail_erasure(claim, describe(error), retry_in=limits.first_retry))

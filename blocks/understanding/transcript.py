@@ -44,11 +44,13 @@ def fitting_transcript(
 
     When nothing is left of them to lose, messages in the middle of the conversation are left out.
     """
-    lengths = [len(text) for text in texts_of(messages)]
+    # Read once: what is cut and counted below again and again are these.
+    texts = texts_of(messages)
+    lengths = [len(text) for text in texts]
     # Beyond that no text has so few tokens; a custom tokenizer may be slow.
     longest = min(LONGEST, _level(lengths, _PER_TOKEN * limit))
     while True:
-        transcript = transcript_of(messages, seqs, longest=longest)
+        transcript = _written(messages, seqs, texts, longest=longest)
         tokens = count(transcript.text)
         if tokens <= limit:
             return transcript
@@ -59,17 +61,17 @@ def fitting_transcript(
     least, most = 0, max(0, len(messages) - 1)
     while most - least > 1:
         middle = (most + least) // 2
-        if count(_without_middle(messages, seqs, middle).text) <= limit:
+        if count(_without_middle(messages, seqs, texts, middle).text) <= limit:
             most = middle
         else:
             least = middle
-    return _without_middle(messages, seqs, most)
+    return _without_middle(messages, seqs, texts, most)
 
 
-def _without_middle(messages: Sequence[ChatMessage], seqs: Sequence[int], left_out: int) -> Transcript:
+def _without_middle(messages: Sequence[ChatMessage], seqs: Sequence[int], texts: Sequence[str], left_out: int) -> Transcript:
     """The ends of the messages, but for so many in the middle."""
     start = (len(messages) - left_out + 1) // 2
-    return transcript_of(messages, seqs, longest=_SHORTEST, without=range(start, start + left_out))
+    return _written(messages, seqs, texts, longest=_SHORTEST, without=range(start, start + left_out))
 
 
 def _level(lengths: Sequence[int], room: int) -> int:
@@ -83,22 +85,26 @@ def _level(lengths: Sequence[int], room: int) -> int:
     return max(ordered, default=0)
 
 
-def transcript_of(
-    messages: Sequence[ChatMessage], seqs: Sequence[int], *, longest: int = LONGEST, without: range = _NONE
-) -> Transcript:
+def transcript_of(messages: Sequence[ChatMessage], seqs: Sequence[int]) -> Transcript:
     """The messages that say anything, each in a tag with a short number, in their order.
 
     Numbers count from 1: ids would cost more tokens than many messages, and a model cannot name a message it was not
     given. Calls of tools and what they returned are text, so that no provider sees a call without its result. What memory
     itself had inserted, what its own tools were asked and returned, and what a model only thought, is left out: else memory
     would remember itself, and what was erased would stay proven by it. Text cannot close its tag. Of a message with more than
-    `longest` characters the middle is left out: what a tool returned may be larger than any model can read. The messages at the
-    places `without` are left out.
+    `LONGEST` characters the middle is left out: what a tool returned may be larger than any model can read.
     """
+    return _written(messages, seqs, texts_of(messages), longest=LONGEST)
+
+
+def _written(
+    messages: Sequence[ChatMessage], seqs: Sequence[int], texts: Sequence[str], *, longest: int, without: range = _NONE
+) -> Transcript:
+    """The messages that say these texts, each in `longest` characters, without those at the places `without`."""
     shortened = left_out = 0
     written: list[str] = []
     numbers: dict[int, int] = {}
-    for place, (message, seq, whole) in enumerate(zip(messages, seqs, texts_of(messages), strict=True)):
+    for place, (message, seq, whole) in enumerate(zip(messages, seqs, texts, strict=True)):
         if not whole:
             continue
         if place in without:

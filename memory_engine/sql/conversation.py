@@ -128,10 +128,7 @@ class Conversation:
         if row is None:
             return None
         grown = SessionRow(*row)
-        first = grown.next_seq - len(new)
-        values = [_values(session.pk, first + place, draft) for place, draft in enumerate(new)]
-        self._insert.run(connection, values)
-        return grown, tuple(_row(first + place, draft) for place, draft in enumerate(new))
+        return grown, self.insert_rows(connection, session.pk, grown.next_seq - len(new), new)
 
     def _open(self, connection: Connection, spec: SessionSpec, now: int) -> SessionRow:
         """The session of that name, made if there is none."""
@@ -229,13 +226,12 @@ class Conversation:
     ) -> list[tuple[MessageRow, ...]]:
         """Insert into several sessions: the pk of each, the seq of its first draft, its drafts. Returns the rows of each."""
         values = [_values(pk, first + place, draft) for pk, first, drafts in appended for place, draft in enumerate(drafts)]
-        self._insert.run(connection, values)
+        if values:
+            self._insert.run(connection, values)
         return [tuple([_row(first + place, draft) for place, draft in enumerate(drafts)]) for _, first, drafts in appended]
 
     def insert_rows(self, connection: Connection, pk: int, first: int, drafts: Sequence[Draft]) -> tuple[MessageRow, ...]:
-        if drafts:
-            self._insert.run(connection, [_values(pk, first + place, draft) for place, draft in enumerate(drafts)])
-        return tuple(_row(first + place, draft) for place, draft in enumerate(drafts))
+        return self.insert_many(connection, [(pk, first, drafts)])[0]
 
 
 class Sums(NamedTuple):
