@@ -361,6 +361,8 @@ def _shared_scopes(tenant: str, user_id: str | None) -> tuple[str, ...]:
 
 
 def _sequence(messages: object) -> Sequence[MessageLike]:
+    if type(messages) is list:
+        return messages
     if isinstance(messages, str | bytes | Mapping | ChatMessage) or not isinstance(messages, Sequence):
         raise ConfigurationError("put_messages and set take a list of messages; `put` takes one.")
     return messages

@@ -236,7 +236,9 @@ _DEFAULTS: dict[type[Value], dict[str, Any]] = {
     cls: {name: field.get_default(call_default_factory=True) for name, field in cls.model_fields.items()}
     for cls in (ChatMessage, *BLOCK_TYPES.values())
 }
+_OUR_KEYS = frozenset({"content", *ChatMessage.model_fields})
 _encode_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":")).encode
+_quoted = json.encoder.encode_basestring
 _decode_json = json.JSONDecoder().decode
 
 
@@ -247,10 +249,14 @@ def encode(message: ChatMessage) -> str:
 
     :raises InvalidMessageError: the message was built around its validation (`model_construct`).
     """
+    blocks = message.blocks
+    if len(blocks) == 1 and type(block := blocks[0]) is TextBlock and _has_only_text(message, block):
+        # What most messages are; the general way takes six times as long.
+        return f'{{"blocks":[{{"text":{_quoted(block.text)},"type":"text"}}],"role":{_quoted(message.role)}}}'
     fields: dict[str, Any] = {
         "blocks": [
             {name: value for name, value in block.__dict__.items() if value is not None and value is not False}
-            for block in message.blocks
+            for block in blocks
         ],
         "role": message.role,
     }
@@ -266,6 +272,13 @@ def encode(message: ChatMessage) -> str:
         raise InvalidMessageError(
             f"The message has values that JSON does not have: {error}. Build it with ChatMessage(...)."
         ) from error
+
+
+def _has_only_text(message: ChatMessage, block: TextBlock) -> bool:
+    if message.metadata or message.name is not None or message.tool_call_id is not None:
+        return False
+    nothing_else = list(block.__dict__.values()).count(None) == len(TextBlock.model_fields) - 2
+    return nothing_else and type(block.text) is str and type(message.role) is str
 
 
 def decode(data: str, *, id: str | None, created_at: datetime | None) -> ChatMessage:  # noqa: A002
@@ -329,7 +342,7 @@ def _is_openai(value: Mapping[Any, Any]) -> bool:
     """Whether a dict has keys or content parts that our own fields do not have."""
     if "blocks" in value:
         return False
-    if "content" not in value or not all(key == "content" or key in ChatMessage.model_fields for key in value):
+    if "content" not in value or not _OUR_KEYS.issuperset(value):
         return True
     content = value.get("content")
     if not isinstance(content, (list, tuple)):
@@ -354,7 +367,10 @@ def invalid_message(error: ValidationError) -> InvalidMessageError:
 def without_memory(message: ChatMessage) -> ChatMessage | None:
     """The message without what memory inserted into it; None when it consisted of nothing else."""
     blocks = message.blocks
-    if not any(block.origin for block in blocks):
+    for block in blocks:
+        if block.origin:
+            break
+    else:
         return message
     kept = tuple([block for block in blocks if block.origin is None])
     return message.model_copy(update={"blocks": kept}) if kept else None

@@ -40,17 +40,22 @@ def new_ids(count: int) -> list[str]:
 
 
 def _draft_of(message: ChatMessage, tokens: int, now: datetime, new_id: str) -> Draft:
+    role, given = message.role, message.id
+    created = microseconds(message.created_at or now)
+    calls = tuple([call.id for call in message.tool_calls]) if role == "assistant" else ()
+    results = message.tool_results if role == "tool" else ()
+    # By position: every put makes one, and names cost as much as the rest of it.
     return Draft(
-        message_id=message.id or new_id,
-        role=message.role,
-        tokens=tokens,
-        data=encode(message),
-        created_at=microseconds(message.created_at or now),
-        pinned=message.pinned,
-        calls=tuple(call.id for call in message.tool_calls),
-        results=message.tool_results,
-        given_id=message.id is not None,
-        partial=message.partial,
+        given or new_id,
+        role,
+        tokens,
+        encode(message),
+        created,
+        message.pinned,
+        calls,
+        results,
+        given is not None,
+        message.partial,
     )
 
 

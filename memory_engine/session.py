@@ -63,11 +63,11 @@ class Core:
     states: StateCache = field(default_factory=StateCache)
     background: set[asyncio.Task[Any]] = field(default_factory=set)
     unawaited: set[asyncio.Task[Any]] = field(default_factory=set)
+    policy: FlushPolicy = field(init=False)
 
-    @property
-    def policy(self) -> FlushPolicy:
+    def __post_init__(self) -> None:
         settings = self.settings
-        return FlushPolicy(settings.history_share, settings.token_flush_size, settings.max_turns)
+        self.policy = FlushPolicy(settings.history_share, settings.token_flush_size, settings.max_turns)
 
     def spec(self, tenant: str, session_id: str, user_id: str | None, metadata: str) -> SessionSpec:
         targets = tuple(BlockTarget(d.name, d.scope, d.start, d.accept_short_term_memory) for d in self.definitions.values())
@@ -309,7 +309,7 @@ class Session:
     # -- helpers ---------------------------------------------------------------------------------------------
 
     async def _drafts(self, messages: Sequence[MessageLike]) -> tuple[list[ChatMessage], list[Draft]]:
-        given = [kept for kept in (without_memory(coerce(message)) for message in messages) if kept is not None]
+        given = [kept for message in messages if (kept := without_memory(coerce(message))) is not None]
         tokens = await self.core.counter.count_messages(given)
         now = self.core.clock.now()
         if len(given) > _MANY:

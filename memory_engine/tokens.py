@@ -113,6 +113,8 @@ class TokenCounter:
 
     async def count_messages(self, messages: Sequence[ChatMessage]) -> list[int]:
         """`message` of each, off the event loop when it takes long."""
+        if len(messages) == 1 and self._ready and (text := _only_text(messages[0])) is not None:
+            return [self._overhead + self.text(text)]
         parts = [self._parts(message) for message in messages]
         if sum(part.characters for part in parts) > BIG_TEXT or not self._ready:
             return await asyncio.to_thread(self._costs, parts)
@@ -168,6 +170,14 @@ class _Parts(NamedTuple):
     @property
     def characters(self) -> int:
         return sum(map(len, self.texts)) + sum(map(len, self.others))
+
+
+def _only_text(message: ChatMessage) -> str | None:
+    """The text of a message that is nothing but one text of a common size."""
+    blocks = message.blocks
+    if len(blocks) != 1 or message.name or message.tool_call_id or type(block := blocks[0]) is not TextBlock:
+        return None
+    return block.text if len(block.text) <= BIG_TEXT else None
 
 
 def _texts_of(block: ContentBlock) -> tuple[str, ...]:
@@ -228,6 +238,8 @@ def _count_o200k(text: str) -> int:
     encoding = _encoding or _load()
     try:
         if len(text) <= BIG_TEXT:
+            if "\n" not in text:
+                return _count_line(text)
             return sum(map(_count_line, _lines(text)))
         return sum(len(encoding.encode_ordinary(text[start:end])) + extra for start, end, extra in _pieces(text))
     except _NOT_OURS:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from sqlalchemy import BigInteger, Connection, bindparam, case, func, insert, select, update
@@ -41,7 +41,7 @@ class Conversation:
         same = (sessions.c.pk == bindparam("p_pk"), sessions.c.uid == bindparam("p_uid"))
         changing = update(sessions).returning(*session_columns(tables))
         self._grow = changing.where(*same, sessions.c.tokenizer == bindparam("p_tokenizer")).values(
-            next_seq=sessions.c.next_seq + bindparam("p_count"),
+            next_seq=sessions.c.next_seq + bindparam("p_number"),
             turn_seq=case(
                 (bindparam("p_turn", type_=BigInteger) < 0, sessions.c.turn_seq),
                 else_=sessions.c.next_seq + bindparam("p_turn"),
@@ -49,12 +49,14 @@ class Conversation:
             active_tokens=sessions.c.active_tokens + bindparam("p_active"),
             active_turns=sessions.c.active_turns + bindparam("p_turns"),
             pinned_tokens=sessions.c.pinned_tokens + bindparam("p_pinned"),
-            messages=sessions.c.messages + bindparam("p_count"),
+            messages=sessions.c.messages + bindparam("p_number"),
             updated_at=bindparam("p_now"),
             version=sessions.c.version + 1,
         )
-        self._grow_one = Prepared(self._grow)
-        self._insert = Prepared(insert(messages), columns=_COLUMNS)
+        self._grow_one = Prepared(
+            self._grow, ["p_pk", "p_uid", "p_tokenizer", "p_now", *(f"p_{name}" for name in Sums._fields)]
+        )
+        self._insert = Prepared(insert(messages), _COLUMNS, inserts=True)
         of_session = messages.c.session_pk == bindparam("p_pk")
         self._by_id = select(*message_columns(tables)).where(
             of_session, messages.c.message_id.in_(bindparam("p_ids", expanding=True))
@@ -72,15 +74,8 @@ class Conversation:
 
     # -- append ----------------------------------------------------------------------------------------------
 
-    def append(
-        self,
-        connection: Connection,
-        spec: SessionSpec,
-        drafts: Sequence[Draft],
-        policy: FlushPolicy,
-        now: int,
-        known: SessionRow | None,
-    ) -> AppendResult:
+    def append(self, connection: Connection, one: Append) -> AppendResult:
+        spec, drafts, policy, now, known = one.spec, one.drafts, one.policy, one.now, one.known
         session = known if known is not None and is_of(known, spec) else None
         if session is None:
             session = self._open(connection, spec, now)
@@ -112,19 +107,7 @@ class Conversation:
     def _add(
         self, connection: Connection, spec: SessionSpec, session: SessionRow, new: Sequence[Draft], now: int
     ) -> tuple[SessionRow, tuple[MessageRow, ...]] | None:
-        sums = sums_of(new)
-        given = {
-            "p_pk": session.pk,
-            "p_uid": session.uid,
-            "p_tokenizer": spec.tokenizer,
-            "p_count": sums.number,
-            "p_turn": sums.turn,
-            "p_active": sums.active,
-            "p_turns": sums.turns,
-            "p_pinned": sums.pinned,
-            "p_now": now,
-        }
-        row = self._grow_one.first(connection, given)
+        row = self._grow_one.first(connection, (session.pk, session.uid, spec.tokenizer, now, *sums_of(new)))
         if row is None:
             return None
         grown = SessionRow(*row)
@@ -234,6 +217,28 @@ class Conversation:
         return self.insert_many(connection, [(pk, first, drafts)])[0]
 
 
+@dataclass(slots=True, eq=False)
+class Append:
+    """What one put appends to its session; `known` is the session as it was seen last."""
+
+    spec: SessionSpec
+    drafts: Sequence[Draft]
+    policy: FlushPolicy
+    now: int
+    known: SessionRow | None
+
+    @property
+    def is_simple(self) -> bool:
+        """Whether it needs nothing but the session's next numbers."""
+        known, spec, drafts = self.known, self.spec, self.drafts
+        if known is None or not drafts or known.tokenizer != spec.tokenizer or not is_of(known, spec):
+            return False
+        for draft in drafts:
+            if draft.given_id or (draft.pinned and draft.role == "assistant"):
+                return False
+        return len(drafts) == 1 or len({draft.message_id for draft in drafts}) == len(drafts)
+
+
 class Sums(NamedTuple):
     """By how much drafts make a session grow; `turn` is the place of the last user message, -1 without one."""
 
@@ -296,29 +301,19 @@ def pin_turns(drafts: list[Draft]) -> tuple[list[Draft], bool]:
             if user < 0:
                 earlier = True
             else:
-                result[user] = replace(result[user], pinned=True)
+                result[user] = result[user]._replace(pinned=True)
     return result, earlier
 
 
-def _values(pk: int, seq: int, draft: Draft) -> dict[str, Any]:
-    return {
-        "session_pk": pk,
-        "seq": seq,
-        "message_id": draft.message_id,
-        "role": draft.role,
-        "pinned": 1 if draft.pinned else 0,
-        "tokens": draft.tokens,
-        "data": draft.data,
-        "created_at": draft.created_at,
-        "calls": json.dumps(draft.calls) if draft.calls else None,
-        "results": json.dumps(draft.results) if draft.results else None,
-    }
+def _values(pk: int, seq: int, draft: Draft) -> tuple[Any, ...]:
+    message_id, role, tokens, data, created_at, pinned, calls, results, *_ = draft
+    calls_text = json.dumps(calls) if calls else None
+    results_text = json.dumps(results) if results else None
+    return pk, seq, message_id, role, 1 if pinned else 0, tokens, data, created_at, calls_text, results_text
 
 
 def _row(seq: int, draft: Draft) -> MessageRow:
-    return MessageRow(
-        seq, draft.message_id, draft.role, draft.tokens, draft.data, draft.created_at, draft.pinned, draft.calls, draft.results
-    )
+    return MessageRow(seq, *draft[:8])
 
 
 def new_uid() -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Connection, and_, delete, insert, select, update
@@ -193,7 +192,7 @@ class Erasing:
             moved = update(records).where(shared, records.c.block == row.block)
             connection.execute(moved.values(scope_key=new, version=state.version))
             # What the block keeps of them outside of the database is under the old scope, and is erased with it.
-            self._order(connection, replace(session, uid=uid), [(new, row.block)], ())
+            self._order(connection, session._replace(uid=uid), [(new, row.block)], ())
 
     # -- whole scopes ----------------------------------------------------------------------------------------
 

@@ -6,7 +6,8 @@ executes them too, so that whoever listens to it hears them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from operator import itemgetter
 from typing import Any
 
 from sqlalchemy import Connection
@@ -18,54 +19,75 @@ OURS = "memory_engine_owns"
 
 
 class Prepared:
-    """A statement whose parameters need no translation: texts, whole numbers, NULL. An INSERT fills `columns`."""
+    """A statement with parameters of these names that need no translation: texts, whole numbers, NULL.
 
-    def __init__(self, statement: Executable, *, columns: Sequence[str] | None = None) -> None:
-        self._statement, self._columns = statement, columns
-        self._compiled: dict[str, tuple[str, Callable[[Mapping[str, Any]], Row]]] = {}
+    A row is the values of its parameters in the order of `names`; of an INSERT, `names` are the columns that it fills.
+    """
 
-    def first(self, connection: Connection, parameters: Mapping[str, Any]) -> Row | None:
+    def __init__(self, statement: Executable, names: Sequence[str], *, inserts: bool = False) -> None:
+        self._statement, self._names = statement, tuple(names)
+        self._inserts = inserts
+        self._compiled: dict[str, tuple[str, Callable[[Row], Row]]] = {}
+
+    def all(self, connection: Connection, row: Row) -> list[Row]:
+        """The rows that it returns."""
+        if not _is_ours(connection):
+            return [tuple(found) for found in connection.execute(self._statement, self._named(row)).all()]
+        text, ordered = self._for(connection)
+        cursor = _cursor(connection)
+        try:
+            cursor.execute(text, ordered(row))
+            found = cursor.fetchall()
+        finally:
+            cursor.close()
+        return found if not found or type(found[0]) is tuple else [tuple(each) for each in found]
+
+    def first(self, connection: Connection, row: Row) -> Row | None:
         """The first row that it returns; it is run to its end."""
-        if not _is_ours(connection):
-            found = connection.execute(self._statement, parameters).first()
-            return None if found is None else tuple(found)
-        text, values_of = self._for(connection)
-        cursor = _cursor(connection)
-        try:
-            cursor.execute(text, values_of(parameters))
-            rows = cursor.fetchall()
-        finally:
-            cursor.close()
-        return tuple(rows[0]) if rows else None
+        found = self.all(connection, row)
+        return found[0] if found else None
 
-    def run(self, connection: Connection, parameters: Sequence[Mapping[str, Any]]) -> None:
-        """Run it once for each of the parameters."""
+    def run(self, connection: Connection, rows: Sequence[Row]) -> None:
+        """Run it once for each row."""
         if not _is_ours(connection):
-            connection.execute(self._statement, list(parameters) if len(parameters) > 1 else parameters[0])
+            connection.execute(self._statement, [self._named(row) for row in rows] if len(rows) > 1 else self._named(rows[0]))
             return
-        text, values_of = self._for(connection)
-        values = [values_of(each) for each in parameters]
+        text, ordered = self._for(connection)
         cursor = _cursor(connection)
         try:
-            if len(values) == 1:
-                cursor.execute(text, values[0])
+            if len(rows) == 1:
+                cursor.execute(text, ordered(rows[0]))
             else:
-                cursor.executemany(text, values)
+                cursor.executemany(text, [ordered(row) for row in rows])
         finally:
             cursor.close()
 
-    def _for(self, connection: Connection) -> tuple[str, Callable[[Mapping[str, Any]], Row]]:
-        """The text for that database, and what puts parameters into its order."""
+    def _named(self, row: Row) -> dict[str, Any]:
+        return dict(zip(self._names, row, strict=True))
+
+    def _for(self, connection: Connection) -> tuple[str, Callable[[Row], Row]]:
+        """The text for that database, and what puts a row into its order."""
         known = self._compiled.get(connection.dialect.name)
         if known is None:
-            compiled = self._statement.compile(dialect=connection.dialect, column_keys=self._columns)  # type: ignore[attr-defined]
-            names, constants = tuple(compiled.positiontup), dict(compiled.params)
-
-            def values_of(parameters: Mapping[str, Any]) -> Row:
-                return tuple([parameters[name] if name in parameters else constants[name] for name in names])
-
-            known = self._compiled[connection.dialect.name] = (str(compiled), values_of)
+            columns = self._names if self._inserts else None
+            compiled = self._statement.compile(dialect=connection.dialect, column_keys=columns)  # type: ignore[attr-defined]
+            known = self._compiled[connection.dialect.name] = (str(compiled), _order(compiled, self._names))
         return known
+
+
+def _order(compiled: Any, names: tuple[str, ...]) -> Callable[[Row], Row]:
+    """What makes the driver's parameters of a row: its values, and the statement's constants, by position."""
+    # A parameter that stands in several places is one of several positions in one dialect, and one position in another.
+    positions = tuple(compiled.positiontup)
+    constants = {name: value for name, value in compiled.params.items() if name not in names}
+    if positions == names:
+        return lambda row: row
+    places = [(*names, *constants).index(name) for name in positions]
+    if len(places) == 1:
+        (place,) = places
+        return lambda row: (row[place],)
+    pick, fixed = itemgetter(*places), tuple(constants.values())
+    return (lambda row: pick(row + fixed)) if fixed else pick
 
 
 def _is_ours(connection: Connection) -> bool:

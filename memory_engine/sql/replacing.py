@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from sqlalchemy import Connection, delete, select, update
 
@@ -108,8 +107,7 @@ def _whole(draft: Draft, stored: Mapping[str, MessageRow]) -> Draft:
     row = stored.get(draft.message_id)
     if not draft.partial or row is None:
         return draft
-    return replace(
-        draft,
+    return draft._replace(
         role=row.role,
         tokens=row.tokens,
         data=row.data,

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from memory_engine.errors import ConfigurationError
-from memory_engine.sql.channels import P, R, Work
+from memory_engine.sql.channels import P, R, Several, Work
 from memory_engine.sql.connections import open_connections
-from memory_engine.sql.conversation import Conversation
+from memory_engine.sql.conversation import Append, Conversation
 from memory_engine.sql.deliveries import Deliveries
 from memory_engine.sql.erasing import Erasing
 from memory_engine.sql.errors import OutcomeUnknown
@@ -25,7 +24,7 @@ from memory_engine.sql.replacing import Replacing
 from memory_engine.sql.schema import ensure_schema
 from memory_engine.sql.states import BATCH, Leases, States
 from memory_engine.sql.tables import Tables, make_tables
-from memory_engine.sql.together import Append, Gathering, Together
+from memory_engine.sql.together import Gathering, Together
 from memory_engine.store import (
     AppendResult,
     BlockLag,
@@ -113,6 +112,7 @@ class SqlStore:
         # SQLite's one writer commits together whatever waits for it.
         many = isinstance(self._connections, PooledConnections)
         self._gathering = Gathering(self._append_together, self._append, self._append_again) if many else None
+        self._append_work = Several(self._conversation.append, self._together.append_serially)
         self._connecting = asyncio.Lock()
         self._connected = False
 
@@ -168,13 +168,13 @@ class SqlStore:
 
     async def _append(self, one: Append) -> AppendResult:
         try:
-            return await self._write(self._conversation.append, one.spec, one.drafts, one.policy, one.now, one.known)
+            return await self._write(self._append_work, one)
         except OutcomeUnknown:
             return await self._append_again(one)
 
     async def _append_again(self, one: Append) -> AppendResult:
-        again = _recognisable(one.drafts)
-        return await self._write_again(self._conversation.append, one.spec, again, one.policy, one.now, None)
+        again = Append(one.spec, _recognisable(one.drafts), one.policy, one.now, None)
+        return await self._write_again(self._conversation.append, again)
 
     async def _append_together(self, appends: Sequence[Append]) -> list[AppendResult]:
         return await self._write(self._together.append, appends)
@@ -371,4 +371,4 @@ class SqlStore:
 
 def _recognisable(drafts: Sequence[Draft]) -> list[Draft]:
     """Drafts that a repeated change finds stored: nobody else uses an id that we gave."""
-    return [replace(draft, given_id=True) for draft in drafts]
+    return [draft._replace(given_id=True) for draft in drafts]

@@ -1,4 +1,4 @@
-"""Puts of many sessions in a few statements, for a database where each statement is a round trip.
+"""Puts of many sessions in a few statements.
 
 Only what every put does is done together: sessions that are known, ids of our own, nothing pinned that reaches back. Whatever
 is not so simple, or fails, is done alone.
@@ -7,49 +7,30 @@ is not so simple, or fails, is done alone.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
-from sqlalchemy import ARRAY, BigInteger, Connection, bindparam, case, func, select, update
+from sqlalchemy import ARRAY, BigInteger, Connection, Text, bindparam, case, func, select, update
 
-from memory_engine.sql.conversation import Conversation, is_of, sums_of
+from memory_engine.sql.conversation import Append, Conversation, Sums, sums_of
 from memory_engine.sql.errors import OutcomeUnknown
 from memory_engine.sql.flushing import Flushing, is_over
+from memory_engine.sql.prepared import Prepared
 from memory_engine.sql.reading import session_columns
 from memory_engine.sql.tables import Tables
-from memory_engine.store import AppendResult, Draft, FlushPolicy, SessionRow, SessionSpec
+from memory_engine.store import AppendResult, SessionRow
 
 log = logging.getLogger("memory_engine.sql")
 
 _GROUPS = 4
 """So many transactions of puts at once; whoever comes then waits for the next and goes with all that wait."""
 _MOST = 128
-_SUMS = ("pk", "number", "turn", "active", "turns", "pinned", "now")
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Append:
-    """What one put appends to its session."""
-
-    spec: SessionSpec
-    drafts: Sequence[Draft]
-    policy: FlushPolicy
-    now: int
-    known: SessionRow | None
-
-    @property
-    def is_simple(self) -> bool:
-        """Whether it needs nothing but the session's next numbers."""
-        known = self.known
-        return (
-            known is not None
-            and is_of(known, self.spec)
-            and known.tokenizer == self.spec.tokenizer
-            and len({draft.message_id for draft in self.drafts}) == len(self.drafts) > 0
-            and not any(draft.given_id or (draft.pinned and draft.role == "assistant") for draft in self.drafts)
-        )
+_SUMS = ("pk", "now", *Sums._fields)
+_GROWING = ("next_seq", "turn_seq", "active_tokens", "active_turns", "pinned_tokens", "updated_at", "version")
+_growing = attrgetter(*_GROWING)
 
 
 class NotTogetherError(Exception):
@@ -87,9 +68,21 @@ class Together:
             )
             .returning(*session_columns(tables))
         )
+        listed = func.json_each(bindparam("p_pks", type_=Text())).table_valued("value").c.value
+        self._versions = Prepared(
+            select(sessions.c.pk, sessions.c.uid, sessions.c.version).where(sessions.c.pk.in_(select(listed))), ["p_pks"]
+        )
+        self._replace = Prepared(
+            update(sessions)
+            .where(sessions.c.pk == bindparam("p_pk"))
+            .values(
+                messages=sessions.c.messages + bindparam("p_number"), **{name: bindparam(f"p_{name}") for name in _GROWING}
+            ),
+            [f"p_{name}" for name in ("pk", "number", *_GROWING)],
+        )
 
     def append(self, connection: Connection, appends: Sequence[Append]) -> list[AppendResult]:
-        """Append to several sessions, each once.
+        """Append to several sessions, each once, on PostgreSQL.
 
         :raises NotTogetherError: one of them is gone, was reset, or is counted by another tokenizer.
         """
@@ -99,19 +92,74 @@ class Together:
             row, known = found.get(pk), append.known
             if row is None or known is None or (row.uid, row.tokenizer) != (known.uid, append.spec.tokenizer):
                 raise NotTogetherError
-        sums = [{"pk": pk, "now": append.now, **sums_of(append.drafts)._asdict()} for pk, append in by_pk.items()]
-        rows = connection.execute(self._grow, {f"p_{name}": [each[name] for each in sums] for name in _SUMS}).all()
-        grown = {session.pk: session for session in (SessionRow(*row) for row in rows)}
-        inserted = self._conversation.insert_many(
-            connection, [(pk, grown[pk].next_seq - len(append.drafts), append.drafts) for pk, append in by_pk.items()]
-        )
-        results = []
-        for (pk, append), new in zip(by_pk.items(), inserted, strict=True):
-            session, flush = grown[pk], None
-            if is_over(session, append.policy):
-                session, flush = self._flushing.as_needed(connection, session, append.spec, append.policy)
-            results.append(AppendResult(session, new, new, flush))
+        sums = [(pk, append.now, *sums_of(append.drafts)) for pk, append in by_pk.items()]
+        given = {f"p_{name}": list(values) for name, values in zip(_SUMS, zip(*sums, strict=True), strict=True)}
+        rows = connection.execute(self._grow, given).all()
+        grown = {session.pk: session for session in map(SessionRow._make, rows)}
+        return self._insert(connection, [(append, grown[pk]) for pk, append in by_pk.items()])
+
+    def append_serially(self, connection: Connection, appends: Sequence[Append]) -> list[AppendResult]:
+        """Append to sessions, in this order, where nobody else writes until the transaction ends: on SQLite."""
+        results: list[AppendResult] = []
+        left = list(appends)
+        while left:
+            # A session that grows twice does so one after the other.
+            first = _without_repetition(left)
+            results += self._append_serially(connection, first)
+            del left[: len(first)]
         return results
+
+    def _append_serially(self, connection: Connection, appends: Sequence[Append]) -> list[AppendResult]:
+        pks = [append.known.pk for append in appends if append.known is not None]
+        found = {pk: (uid, version) for pk, uid, version in self._versions.all(connection, (json.dumps(pks),))}
+        grown: list[tuple[Append, SessionRow]] = []
+        for append in appends:
+            known = append.known
+            # As it was seen, to the last column: what becomes of it need not be asked for.
+            if append.is_simple and known is not None and found.get(known.pk) == (known.uid, known.version):
+                grown.append((append, _grown(known, append)))
+        if len(grown) < 2:
+            return [self._conversation.append(connection, append) for append in appends]
+        rows = [(session.pk, len(append.drafts), *_growing(session)) for append, session in grown]
+        self._replace.run(connection, rows)
+        done = dict(zip((append for append, _ in grown), self._insert(connection, grown), strict=True))
+        return [done.get(append) or self._conversation.append(connection, append) for append in appends]
+
+    def _insert(self, connection: Connection, grown: Sequence[tuple[Append, SessionRow]]) -> list[AppendResult]:
+        """The messages of sessions whose sums have grown for them; what does not fit then leaves the FIFO."""
+        each = [(session.pk, session.next_seq - len(append.drafts), append.drafts) for append, session in grown]
+        results = []
+        for (append, session), new in zip(grown, self._conversation.insert_many(connection, each), strict=True):
+            result = AppendResult(session, new, new)
+            if is_over(session, append.policy):
+                moved, flush = self._flushing.as_needed(connection, session, append.spec, append.policy)
+                result = AppendResult(moved, new, new, flush)
+            results.append(result)
+        return results
+
+
+def _without_repetition(appends: Sequence[Append]) -> Sequence[Append]:
+    """The first of them up to where a session comes again."""
+    seen: set[tuple[str, str]] = set()
+    for place, append in enumerate(appends):
+        name = (append.spec.tenant, append.spec.session_id)
+        if name in seen:
+            return appends[:place]
+        seen.add(name)
+    return appends
+
+
+def _grown(known: SessionRow, append: Append) -> SessionRow:
+    number, turn, active, turns, pinned = sums_of(append.drafts)
+    return known._replace(
+        next_seq=known.next_seq + number,
+        turn_seq=known.turn_seq if turn < 0 else known.next_seq + turn,
+        active_tokens=known.active_tokens + active,
+        active_turns=known.active_turns + turns,
+        pinned_tokens=known.pinned_tokens + pinned,
+        updated_at=append.now,
+        version=known.version + 1,
+    )
 
 
 class Gathering:

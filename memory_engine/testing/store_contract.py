@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
+from random import Random
 from typing import Any, TypeVar
 
 import pytest
@@ -66,6 +67,19 @@ def ids(rows: Sequence[Any]) -> list[str]:
 
 def flat(lists: Iterable[Sequence[T]]) -> list[T]:
     return [one for some in lists for one in some]
+
+
+async def _tried(put: Awaitable[AppendResult]) -> AppendResult | BaseException:
+    """What came of it."""
+    try:
+        return await put
+    except Exception as error:  # noqa: BLE001 - it is compared with another
+        return error
+
+
+def _nameless(result: AppendResult) -> AppendResult:
+    """Without what tells one session from another."""
+    return result._replace(session=result.session._replace(pk=0, uid="", session_id="", created_at=0))
 
 
 @pytest.mark.asyncio
@@ -204,19 +218,19 @@ class StoreContract:
 
     async def test_another_text_under_an_id_is_refused_wholly(self, store: Store) -> None:
         before = (await self.put(store, spec(), [draft("a", given_id=True)])).session
-        other = replace(draft("a", given_id=True), data="{}")
+        other = draft("a", given_id=True)._replace(data="{}")
         with pytest.raises(MessageConflictError):
             await self.put(store, spec(), [draft("b"), other])
         with pytest.raises(MessageConflictError):
-            await self.put(store, spec(), [draft("c", given_id=True), replace(draft("c", given_id=True), data="{}")])
+            await self.put(store, spec(), [draft("c", given_id=True), draft("c", given_id=True)._replace(data="{}")])
         assert (await store.snapshot(spec())).session == before
-        partial = await self.put(store, spec(), [replace(other, partial=True)])
+        partial = await self.put(store, spec(), [other._replace(partial=True)])
         assert (ids(partial.rows), partial.appended, partial.rows[0].data) == (["a"], (), draft("a").data)
 
     async def test_ids_are_compared_exactly_and_by_session(self, store: Store) -> None:
         names = ["a", "A", "a ", " a", "á", "a\u0301"]
         await self.put(store, spec(), [draft(name, given_id=True) for name in names])
-        await self.put(store, spec("other"), [replace(draft("a", given_id=True), data="{}")])
+        await self.put(store, spec("other"), [draft("a", given_id=True)._replace(data="{}")])
         for name in names:
             await self.put(store, spec(name, tenant="exact"), [draft("m")])
         assert {info.session_id for info in await store.list_sessions("exact")} == set(names)
@@ -260,6 +274,62 @@ class StoreContract:
         assert (session.next_seq, session.active_tokens, session.active_turns) == (120, 1200, 120)
 
     # -- flushing --------------------------------------------------------------------------------------------
+
+    async def test_puts_at_once_do_what_they_do_one_after_another(self, store: Store) -> None:
+        """Whatever a store does together for many sessions: the same rows, sums, flushes and errors as each alone."""
+        random = Random(5)
+        shapes = [
+            [draft("q")],
+            [draft("q"), draft("a", "assistant", 15)],
+            [draft("c", "assistant", calls=("1",)), draft("r", "tool", 40, results=("1",))],
+            [draft("rules", "system", 5, pinned=True)],
+            [draft("kept", "assistant", 7, pinned=True)],
+            [draft("given", given_id=True)],
+            [draft("taken", given_id=True)],
+            [draft("taken", given_id=True)._replace(data='"other"')],
+            [draft("long", tokens=130)],
+            [],
+        ]
+        results: dict[tuple[str, int], list[AppendResult]] = {}
+        for step in range(12):
+            chosen = [random.choice(shapes) for _ in range(16)]
+            seen_at = [random.choice((-1, -1, -2, 0, None)) for _ in range(16)]
+            for way in ("alone", "at once"):
+                puts = []
+                for number, (shape, place) in enumerate(zip(chosen, seen_at, strict=True)):
+                    before = results.setdefault((way, number), [])
+                    known = before[max(place, -len(before))].session if before and place is not None else None
+                    named = [d if d.given_id else d._replace(message_id=f"{d.message_id}-{step}") for d in shape]
+                    target = spec(f"{way} {number}", blocks=BLOCKS)
+                    puts.append(store.append(target, named, TIGHT, now=step, known=known))
+                together = way == "at once"
+                given = await asyncio.gather(*puts, return_exceptions=True) if together else [await _tried(put) for put in puts]
+                for number, result in enumerate(given):
+                    assert isinstance(result, AppendResult | MessageConflictError), result
+                    if isinstance(result, AppendResult):
+                        results[way, number].append(result)
+        for number in range(16):
+            alone, at_once = ([_nameless(one) for one in results[way, number]] for way in ("alone", "at once"))
+            assert at_once == alone
+            stored = [
+                await store.all_rows(results[way, number][-1].session) for way in ("alone", "at once") if results[way, number]
+            ]
+            assert not stored or stored[0] == stored[1]
+
+    async def test_puts_at_once_into_one_session_all_count(self, store: Store) -> None:
+        known = (await self.put(store, spec(), [draft("first")])).session
+        puts = [store.append(spec(), [draft(f"{n}", tokens=n)], ROOMY, now=1, known=known) for n in range(40)]
+        others = [self.put(store, spec(f"other {n}"), [draft("x")]) for n in range(10)]
+        results = await asyncio.gather(*puts, *others)
+        assert sorted(row.seq for result in results[:40] for row in result.rows) == list(range(1, 41))
+        session = (await store.snapshot(spec())).session
+        assert session is not None
+        assert (session.next_seq, session.active_turns, session.active_tokens) == (41, 41, 10 + sum(range(40)))
+        rows = await store.all_rows(session)
+        assert {row.message_id: row.seq for row in rows} == {
+            "first": 0,
+            **{row.message_id: row.seq for result in results[:40] for row in result.rows},
+        }
 
     async def test_a_flush_moves_horizon_and_targets(self, store: Store) -> None:
         with_blocks = spec(blocks=BLOCKS)
@@ -363,7 +433,7 @@ class StoreContract:
     async def test_recount(self, store: Store) -> None:
         session = (await self.put(store, spec(), [draft("sys", "system", pinned=True), *turns(1)])).session
         changed = replace(spec(), tokenizer="tokenizer-2")
-        assert await store.recount(replace(session, version=session.version - 1), "tokenizer-2", {0: 1, 1: 2, 2: 3}) is False
+        assert await store.recount(session._replace(version=session.version - 1), "tokenizer-2", {0: 1, 1: 2, 2: 3}) is False
         assert await store.recount(session, "tokenizer-2", {0: 1, 1: 2, 2: 3}) is True
         result = await self.put(store, changed, [draft("x", "assistant")])
         assert (result.session.pinned_tokens, result.session.active_tokens) == (1, 15)
@@ -373,7 +443,7 @@ class StoreContract:
 
     async def test_replace_keeps_a_common_prefix(self, store: Store) -> None:
         before = await self.put(store, spec(), turns(3))
-        given = [replace(one, given_id=True) for one in turns(2)]
+        given = [one._replace(given_id=True) for one in turns(2)]
         result = await store.replace_active(spec(), [*given, draft("new", "user")], ROOMY, now=9)
         assert ids(await store.visible_rows(result.session)) == ["u0", "a0", "u1", "a1", "new"]
         assert [row.seq for row in result.rows] == [0, 1, 2, 3, 6]
@@ -385,7 +455,7 @@ class StoreContract:
     async def test_replace_keeps_the_archive(self, store: Store) -> None:
         session = await self.flushed(store, spec(), 8)
         archived = ids(await store.archived_rows(session, from_seq=0, max_tokens=10_000))
-        result = await store.replace_active(spec(), [replace(draft("u0"), given_id=True), draft("z")], ROOMY, now=9)
+        result = await store.replace_active(spec(), [draft("u0")._replace(given_id=True), draft("z")], ROOMY, now=9)
         assert [row.seq for row in result.rows] == [0, 16]
         assert ids(await store.visible_rows(result.session)) == ["z"]
         assert ids(await store.all_rows(result.session)) == [*archived, "z"]
@@ -395,9 +465,9 @@ class StoreContract:
         session = (await self.put(store, spec(), drafts, TIGHT)).session
         assert session.horizon > 1
         given = [
-            replace(draft("sys", "system", pinned=True), given_id=True),
-            replace(draft("u7"), given_id=True, partial=True, data="{}", tokens=1),
-            replace(draft("u6"), given_id=True),
+            draft("sys", "system", pinned=True)._replace(given_id=True),
+            draft("u7")._replace(given_id=True, partial=True, data="{}", tokens=1),
+            draft("u6")._replace(given_id=True),
         ]
         result = await store.replace_active(spec(), given, ROOMY, now=9)
         visible = await store.visible_rows(result.session)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -239,10 +241,32 @@ def test_spans_tell_the_type_of_an_error_and_not_its_text(monkeypatch: pytest.Mo
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     telemetry = OpenTelemetry()
     monkeypatch.setattr(telemetry, "_tracer", provider.get_tracer("test"))
-    monkeypatch.setattr(telemetry, "_provider", lambda: provider)
+    monkeypatch.setattr(telemetry, "_nobody_listens", lambda: False)
     with pytest.raises(BlockError), telemetry.span("memory_engine.delivery", block="notes"):
         raise BlockError("the user ada said: I like tea")
     (span,) = exporter.get_finished_spans()
     assert span.attributes == {"block": "notes", "error.type": "BlockError"}
     assert not span.status.is_ok
     assert "tea" not in span.to_json()
+
+
+def test_spans_are_made_as_soon_as_somebody_listens() -> None:
+    """In a process of its own: a provider can be set once."""
+    program = """
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from memory_engine.telemetry import OpenTelemetry
+telemetry = OpenTelemetry()
+with telemetry.span("memory_engine.put", messages=1):
+    pass
+exporter, provider = InMemorySpanExporter(), TracerProvider()
+provider.add_span_processor(SimpleSpanProcessor(exporter))
+trace.set_tracer_provider(provider)
+with telemetry.span("memory_engine.put", messages=2):
+    pass
+print([dict(span.attributes) for span in exporter.get_finished_spans()])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "[{'messages': 2}]\n"

@@ -594,7 +594,7 @@ async def test_an_engine_of_the_users_sees_every_statement(path: Path) -> None:
 async def test_changes_that_wait_are_committed_together(path: Path) -> None:
     """In the order in which they were asked for; one that is refused leaves nothing, and the others go on."""
     async with opened(uri(path)) as store:
-        await store.append(SPEC, [replace(draft("taken"), given_id=True)], ROOMY, now=1)
+        await store.append(SPEC, [draft("taken")._replace(given_id=True)], ROOMY, now=1)
         seen: list[str] = []
 
         def listen(connection: Connection) -> None:
@@ -605,7 +605,7 @@ async def test_changes_that_wait_are_committed_together(path: Path) -> None:
         seen.clear()
         specs = [replace(SPEC, session_id=f"s{n % 4}") for n in range(40)]
         drafts = [draft(f"m{n}") for n in range(40)]
-        drafts[17] = replace(draft("taken"), data='"other"', given_id=True)
+        drafts[17] = draft("taken")._replace(data='"other"', given_id=True)
         specs[17] = SPEC
         outcomes = await asyncio.gather(
             *(store.append(spec, [one], ROOMY, now=1) for spec, one in zip(specs, drafts, strict=True)), return_exceptions=True
