@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from typing import Any
 
 from sqlalchemy import URL, Connection, func, select
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -13,6 +14,7 @@ from memory_engine.sql.tables import Tables
 
 POOL = 16
 """Connections of one engine of ours, at most."""
+_CACHE = "prepared_statement_cache_size"
 _STATEMENTS = 500
 """Prepared statements that a connection keeps."""
 
@@ -34,6 +36,10 @@ def make_engine(url: URL) -> AsyncEngine:
     """
     if find_spec("asyncpg") is None:
         raise MissingExtraError("PostgreSQL needs the driver asyncpg; pip install 'memory-engine-blocks[postgres]'.")
+    # Arguments of the URI are the user's word; ours would silently come before them.
+    arguments: dict[str, Any] = {"server_settings": {"application_name": "memory-engine"}}
+    if _CACHE not in url.query:
+        arguments[_CACHE] = _STATEMENTS
     return create_async_engine(
         url,
         isolation_level="AUTOCOMMIT",
@@ -41,7 +47,7 @@ def make_engine(url: URL) -> AsyncEngine:
         pool_size=POOL,
         max_overflow=0,
         pool_recycle=1_800,
-        connect_args={"prepared_statement_cache_size": _STATEMENTS, "server_settings": {"application_name": "memory-engine"}},
+        connect_args=arguments,
     )
 
 

@@ -53,7 +53,7 @@ class PostgresServer:
             if (owner := _owner()) is not None:
                 for path in (self.folder, self._data):
                     os.chown(path, owner.pw_uid, owner.pw_gid)
-            self._run("initdb", "--pgdata", self._data, "--username", "postgres", "--auth", "trust", "--encoding", "UTF8")
+            self.run("initdb", "--pgdata", self._data, "--username", "postgres", "--auth", "trust", "--encoding", "UTF8")
             self.start()
         except BaseException:
             self.__exit__()
@@ -79,7 +79,7 @@ class PostgresServer:
         while time.monotonic() < end:
             if server.poll() is not None:
                 break
-            ready = self._run("pg_isready", "--host", self.folder, "--quiet", check=False)
+            ready = self.run("pg_isready", "--host", self.folder, "--quiet", check=False)
             if ready == 0:
                 return
             time.sleep(0.02)
@@ -105,7 +105,8 @@ class PostgresServer:
             raise RuntimeError(done.stderr.strip())
         return str(done.stdout).strip()
 
-    def _run(self, program: str, *arguments: object, check: bool = True) -> int:
+    def run(self, program: str, *arguments: object, check: bool = True) -> int:
+        """Run one of PostgreSQL's own programs; its exit code. With `check`, RuntimeError for any but 0."""
         command = [str(self._install / "bin" / program), *map(str, arguments)]
         done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=self.folder, **_as_daemon())
         if check and done.returncode:
