@@ -153,16 +153,17 @@ class DeliveryWorker:
         limits = self._settings.limits
         if len(self._running) >= limits.concurrency:
             return limits.poll
-        pending = await self._store.pending(self._settings.work)
-        if pending.next_in is None:
+        due = await self._store.next_due(self._settings.work)
+        if due is None:
             return limits.poll
-        # What is due but claimed by somebody else (or by us, still running) must not make us spin.
-        return min(limits.poll, max(pending.next_in, 0.02 if self._running else 0.005))
+        # What is due but locked by somebody else must not make us spin.
+        return min(limits.poll, max(due, 0.02 if self._running else 0.005))
 
     async def _fill(self) -> None:
         """Start as many due deliveries and erasures as the concurrency allows."""
         room = self._settings.limits.concurrency - len(self._running)
-        if room <= 0 or not (await self._store.pending(self._settings.work)).any:
+        # Looking is cheaper than claiming, which writes.
+        if room <= 0 or await self._store.next_due(self._settings.work) != 0:
             return
         for work in await self._claim(self._settings.work, room):
             task = asyncio.create_task(self._carry_out(work))
@@ -177,7 +178,7 @@ class DeliveryWorker:
 
     async def run_once(self, work: WorkFilter) -> int:
         """One attempt at everything of `work` that is due, here and now. Returns how many pairs were tried."""
-        if not work.blocks or not (await self._store.pending(work)).any:
+        if await self._store.next_due(work) != 0:
             return 0
         claims = await self._claim(work, self._settings.limits.concurrency)
         # What the caller is changing by hand comes when it is done: here it would wait for itself.

@@ -5,9 +5,27 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-from sqlalchemy import Connection, Select, and_, case, delete, func, insert, literal, or_, select, union_all, update
+from sqlalchemy import (
+    Connection,
+    Integer,
+    Select,
+    and_,
+    bindparam,
+    case,
+    delete,
+    func,
+    insert,
+    literal,
+    not_,
+    or_,
+    select,
+    true,
+    tuple_,
+    union_all,
+    update,
+)
 
 from memory_engine.budget import plan_chunks
 from memory_engine.sql.flushing import Flushing
@@ -34,6 +52,16 @@ from memory_engine.store import (
 T = TypeVar("T")
 
 
+class _Queue(NamedTuple):
+    """Rows of a table that wait, in the order of `due`, then of `order`."""
+
+    kind: str
+    table: Any
+    due: Any
+    order: Any
+    waiting: Any
+
+
 class Deliveries:
     """Statements over cursors, leases, parked chunks and erasures."""
 
@@ -42,6 +70,8 @@ class Deliveries:
         self._states, self._leases = states, leases
         # Workers ask with one filter again and again; building a statement takes longer than running it.
         self.pending_statement = lru_cache(maxsize=256)(self._pending_statement)
+        self.next_due_statement = lru_cache(maxsize=256)(self._next_due_statement)
+        self.lag_statements = lru_cache(maxsize=256)(self._lag_statements)
         self.cursor_statement = lru_cache(maxsize=256)(self._cursor_statement)
         self.parked_statement = lru_cache(maxsize=256)(self._parked_statement)
         self.erasure_statement = lru_cache(maxsize=256)(self._erasure_statement)
@@ -62,22 +92,53 @@ class Deliveries:
                 nexts.append(max(0.0, due))
         return Pending(deliveries, erasures, min(nexts, default=None))
 
-    def _pending_statement(self, work: WorkFilter) -> Any:
-        """One row for each kind of work: how many, and in how many seconds the first may be tried."""
-        cursors, parked, erasures = self._tables.cursors, self._tables.parked, self._tables.erasures
-        parts: tuple[tuple[str, Any, Any, list[Any]], ...] = (
-            ("cursor", cursors, cursors.c.next_attempt_at, [cursors.c.cursor < cursors.c.target]),
-            ("parked", parked, parked.c.redeliver_at, [parked.c.redeliver_at.is_not(None)]),
-            ("erasure", erasures, erasures.c.due_at, []),
-        )
-        return union_all(*(self._waiting(kind, table, due, where, work) for kind, table, due, where in parts))
+    def next_due(self, connection: Connection, work: WorkFilter) -> float | None:
+        if not work.blocks:
+            return None
+        found: dict[str, list[float]] = {"free": [], "any": [], "lease": []}
+        for kind, due in connection.execute(self.next_due_statement(work)).all():
+            if due is not None:
+                found[kind].append(due)
+        if not found["any"]:
+            return None
+        # What is leased is waited for as long as the lease may last; whoever ends it earlier looks again.
+        return max(0.0, min(found["free"] + found["lease"], default=min(found["any"])))
 
-    def _waiting(self, kind: str, table: Any, due: Any, where: Sequence[Any], work: WorkFilter) -> Select[Any]:
+    def _queues(self) -> tuple[_Queue, ...]:
+        cursors, parked, erasures = self._tables.cursors, self._tables.parked, self._tables.erasures
+        return (
+            _Queue("cursor", cursors, cursors.c.next_attempt_at, cursors.c.session_pk, cursors.c.cursor < cursors.c.target),
+            _Queue("parked", parked, parked.c.redeliver_at, parked.c.id, parked.c.redeliver_at.is_not(None)),
+            _Queue("erasure", erasures, erasures.c.due_at, erasures.c.id, true()),
+        )
+
+    def _pending_statement(self, work: WorkFilter) -> Any:
+        """For each kind of work: how many, and in how many seconds the first may be tried."""
         leases = self._tables.leases
-        until = select(func.max(leases.c.until)).where(*self._in_the_way(table)).scalar_subquery()
-        free = case((until > due, until), else_=due)
-        statement = select(literal(kind).label("kind"), func.count(), func.min(free) - epoch_seconds())
-        return statement.select_from(table).where(table.c.block.in_(work.blocks), *where, *self._of(table, work))
+        parts = []
+        for queue in self._queues():
+            until = select(func.max(leases.c.until)).where(*self._in_the_way(queue.table)).scalar_subquery()
+            free = case((until > queue.due, until), else_=queue.due)
+            columns = (literal(queue.kind).label("kind"), func.count(), func.min(free) - epoch_seconds())
+            parts += [
+                select(*columns).select_from(queue.table).where(queue.waiting, *part) for part in self._parts(queue.table, work)
+            ]
+        return union_all(*parts)
+
+    def _next_due_statement(self, work: WorkFilter) -> Any:
+        """What `next_due` needs to know, from the first row of each queue, however many wait in it."""
+        leases = self._tables.leases
+        parts = []
+        for queue in self._queues():
+            first = select(queue.due.label("due")).order_by(queue.due).limit(1)
+            for part in self._parts(queue.table, work):
+                every = first.where(queue.waiting, *part)
+                for kind, rows in (("any", every), ("free", every.where(self._free(queue.table)))):
+                    found = rows.subquery()
+                    parts.append(select(literal(kind).label("kind"), found.c.due - epoch_seconds()))
+        alive = (leases.c.block.in_(work.blocks), leases.c.until > epoch_seconds())
+        parts.append(select(literal("lease").label("kind"), func.min(leases.c.until) - epoch_seconds()).where(*alive))
+        return union_all(*parts)
 
     def _in_the_way(self, table: Any) -> list[Any]:
         """The leases that keep a row from being claimed.
@@ -88,49 +149,67 @@ class Deliveries:
         same_pair = [leases.c.scope_key == table.c.scope_key, leases.c.block == table.c.block]
         return same_pair if table is self._tables.erasures else [*same_pair, leases.c.purpose == "deliver"]
 
-    def _of(self, table: Any, work: WorkFilter) -> list[Any]:
-        """The conditions that a row belongs to the tenant and session of a filter."""
+    def _parts(self, table: Any, work: WorkFilter) -> list[list[Any]]:
+        """The conditions of a filter, in parts without a common row, each of which an index answers in the order of its due."""
+        blocks = [[table.c.block == block] for block in work.blocks]
         if work.tenant is None and work.session_id is None:
-            return []
-        if table is self._tables.erasures:
-            wanted = ((table.c.tenant, work.tenant), (table.c.session_id, work.session_id))
-            mine = and_(*(column == value for column, value in wanted if value is not None))
-        else:
-            sessions = self._tables.sessions
-            # Correlated with nothing else: the statements that use this join the sessions themselves.
-            statement = select(sessions.c.pk).where(sessions.c.pk == table.c.session_pk).correlate(table)
-            if work.tenant is not None:
-                statement = statement.where(sessions.c.tenant == work.tenant)
-            if work.session_id is not None:
-                statement = statement.where(sessions.c.session_id == work.session_id)
-            mine = statement.exists()
-        return [or_(mine, table.c.scope_key.in_(work.scopes)) if work.scopes else mine]
+            return blocks
+        mine = self._of_session(table, work)
+        if work.session_id is None:
+            return [[*block, mine] for block in blocks]
+        named = table.c.block.in_(work.blocks)
+        if not work.scopes:
+            return [[named, mine]]
+        return [[named, mine], [named, table.c.scope_key.in_(work.scopes), self._of_others(table, mine)]]
+
+    def _of_session(self, table: Any, work: WorkFilter) -> Any:
+        """The condition that a row belongs to the tenant and session of a filter."""
+        erasures, sessions = self._tables.erasures, self._tables.sessions
+        columns = erasures.c if table is erasures else sessions.c
+        wanted = ((columns.tenant, work.tenant), (columns.session_id, work.session_id))
+        here = [column == value for column, value in wanted if value is not None]
+        return and_(*here) if table is erasures else table.c.session_pk.in_(select(sessions.c.pk).where(*here))
+
+    def _of_others(self, table: Any, mine: Any) -> Any:
+        # The session of an erasure may be NULL, of which nothing is true.
+        return or_(table.c.session_id.is_(None), not_(mine)) if table is self._tables.erasures else not_(mine)
 
     def lags(self, connection: Connection, work: WorkFilter) -> tuple[BlockLag, ...]:
+        found = {block: [0, 0, 0, 0] for block in work.blocks}
+        if not work.blocks:
+            return ()
+        for place, statement in self.lag_statements(work):
+            for block, *counts in connection.execute(statement).all():
+                for number, count in enumerate(counts):
+                    found[block][place + number] += int(count)
+        return tuple([BlockLag(block, *values) for block, values in found.items() if any(values)])
+
+    def _lag_statements(self, work: WorkFilter) -> list[tuple[int, Any]]:
+        """Statements over what waits, each with the place in a `BlockLag` of the first number that it counts."""
         cursors, parked, erasures = self._tables.cursors, self._tables.parked, self._tables.erasures
         behind = func.sum(cursors.c.target - cursors.c.cursor)
-        parts: tuple[tuple[Any, Any, list[Any]], ...] = (
-            (cursors, (func.count(), behind), [cursors.c.cursor < cursors.c.target]),
-            (parked, (func.count(),), []),
-            (erasures, (func.count(),), []),
+        counted: tuple[tuple[int, Any, list[Any], list[Any]], ...] = (
+            (0, cursors, [func.count(), behind], [cursors.c.cursor < cursors.c.target]),
+            (2, parked, [func.count()], []),
+            (3, erasures, [func.count()], []),
         )
-        found: dict[str, list[int]] = {block: [] for block in work.blocks}
-        for table, columns, where in parts:
-            rows = select(table.c.block, *columns).where(table.c.block.in_(work.blocks), *where, *self._of(table, work))
-            counts = {row[0]: [int(value) for value in row[1:]] for row in connection.execute(rows.group_by(table.c.block))}
-            for block in work.blocks:
-                found[block] += counts.get(block, [0] * len(columns))
-        return tuple([BlockLag(block, *values) for block, values in found.items() if any(values)])
+        return [
+            (
+                place,
+                union_all(*(select(table.c.block, *columns).where(*where, *part).group_by(table.c.block) for part in parts)),
+            )
+            for place, table, columns, where in counted
+            if (parts := self._parts(table, work))
+        ]
 
     # -- claiming --------------------------------------------------------------------------------------------
 
     def claim(self, connection: Connection, work: WorkFilter, seconds: float, limit: int) -> tuple[Claim, ...]:
         if not work.blocks:
             return ()
-        claims = self._take(connection, self.parked_statement(work, limit), seconds, limit, _parked_claim)
+        claims = self._take(connection, self.parked_statement(work), seconds, limit, _parked_claim)
         if len(claims) < limit:
-            room = limit - len(claims)
-            claims += self._take(connection, self.cursor_statement(work, room), seconds, room, _cursor_claim)
+            claims += self._take(connection, self.cursor_statement(work), seconds, limit - len(claims), _cursor_claim)
         return tuple(claims)
 
     def claim_erasures(self, connection: Connection, work: WorkFilter, seconds: float, limit: int) -> tuple[ErasureClaim, ...]:
@@ -140,49 +219,44 @@ class Deliveries:
         def claimed(row: Any, lease: Lease) -> ErasureClaim:
             return ErasureClaim(lease, _erasure(row), self._states.read(connection, row.scope_key, row.block))
 
-        return tuple(self._take(connection, self.erasure_statement(work, limit), seconds, limit, claimed))
+        return tuple(self._take(connection, self.erasure_statement(work), seconds, limit, claimed))
 
     def _take(
         self, connection: Connection, due: Any, seconds: float, limit: int, claimed: Callable[[Any, Lease], T]
     ) -> list[T]:
-        """Lease the pairs of due rows, each once. Repeated, because one busy pair may fill a whole page of rows."""
+        """Lease the pairs of due rows, each once. Repeated, because one pair may fill a whole page of rows.
+
+        Where there are several writers, each passes by the rows and leases that another one has locked. Who gets fewer than
+        there are looks again; nobody waits.
+        """
         taken: list[T] = []
-        while len(taken) < limit:
-            rows = connection.execute(due).all()
-            pairs: set[tuple[str, str]] = set()
-            before = len(taken)
-            for row in rows:
-                pair = (row.scope_key, row.block)
-                if pair in pairs or len(taken) >= limit:
-                    continue
-                pairs.add(pair)
-                lease = self._leases.take(connection, *pair, seconds)
-                if lease is not None:
-                    taken.append(claimed(row, lease))
-            if len(taken) == before:
+        passed: list[tuple[str, str]] = []
+        while (room := limit - len(taken)) > 0:
+            rows: dict[tuple[str, str], Any] = {}
+            for row in connection.execute(due, {"p_limit": room, "p_passed": passed}).all():
+                rows.setdefault((row.scope_key, row.block), row)
+            if not rows:
                 break
+            leases = self._leases.take_free(connection, list(rows), seconds)
+            taken += [claimed(rows[lease.scope_key, lease.block], lease) for lease in leases]
+            passed += rows.keys() - {(lease.scope_key, lease.block) for lease in leases}
         return taken
 
     def _free(self, table: Any) -> Any:
         leases = self._tables.leases
         return ~select(leases.c.token).where(*self._in_the_way(table), leases.c.until > epoch_seconds()).exists()
 
-    def _cursor_statement(self, work: WorkFilter, limit: int) -> Select[Any]:
+    def _cursor_statement(self, work: WorkFilter) -> Select[Any]:
         """Due cursors of free pairs, those that wait longest first."""
         cursors = self._tables.cursors
-        columns = (cursors.c.scope_key, cursors.c.block, cursors.c.cursor, cursors.c.target, cursors.c.attempts)
-        return (
-            self._with_session(cursors, columns)
-            .where(cursors.c.cursor < cursors.c.target, cursors.c.next_attempt_at <= epoch_seconds())
-            .where(cursors.c.block.in_(work.blocks), self._free(cursors), *self._of(cursors, work))
-            .order_by(cursors.c.next_attempt_at, cursors.c.session_pk)
-            .limit(8 * limit)
-        )
+        columns = (cursors.c.session_pk, cursors.c.scope_key, cursors.c.block, cursors.c.cursor, cursors.c.target)
+        return self._with_session(self._due(self._queues()[0], work, (*columns, cursors.c.attempts)))
 
-    def _parked_statement(self, work: WorkFilter, limit: int) -> Select[Any]:
+    def _parked_statement(self, work: WorkFilter) -> Select[Any]:
         """Parked chunks that are to be delivered again."""
         parked = self._tables.parked
         columns = (
+            parked.c.session_pk,
             parked.c.scope_key,
             parked.c.block,
             parked.c.from_seq.label("cursor"),
@@ -190,29 +264,32 @@ class Deliveries:
             parked.c.attempts,
             parked.c.id.label("parked_id"),
         )
-        return (
-            self._with_session(parked, columns)
-            .where(parked.c.redeliver_at.is_not(None), parked.c.redeliver_at <= epoch_seconds())
-            .where(parked.c.block.in_(work.blocks), self._free(parked), *self._of(parked, work))
-            .order_by(parked.c.redeliver_at, parked.c.id)
-            .limit(8 * limit)
-        )
+        return self._with_session(self._due(self._queues()[1], work, columns))
 
-    def _with_session(self, table: Any, columns: Sequence[Any]) -> Select[Any]:
-        sessions = self._tables.sessions
-        own = (column.label(f"session_{column.name}") for column in session_columns(self._tables))
-        return select(*own, *columns).join_from(table, sessions, sessions.c.pk == table.c.session_pk)
-
-    def _erasure_statement(self, work: WorkFilter, limit: int) -> Select[Any]:
+    def _erasure_statement(self, work: WorkFilter) -> Select[Any]:
         """Due erasures of free pairs, in the order they were given."""
-        erasures = self._tables.erasures
-        return (
-            select(erasures)
-            .where(erasures.c.block.in_(work.blocks), erasures.c.due_at <= epoch_seconds())
-            .where(self._free(erasures), *self._of(erasures, work))
-            .order_by(erasures.c.id)
-            .limit(8 * limit)
+        return self._due(self._queues()[2], work, tuple(self._tables.erasures.c))
+
+    def _due(self, queue: _Queue, work: WorkFilter, columns: Sequence[Any]) -> Select[Any]:
+        """The first rows of a queue that are due and free. Each part of the filter is read to the limit, not to its end."""
+        table, limit = queue.table, bindparam("p_limit", type_=Integer)
+        passed = tuple_(table.c.scope_key, table.c.block).not_in(bindparam("p_passed", expanding=True))
+        first = (
+            select(*columns, queue.due.label("due"), queue.order.label("place"))
+            .where(queue.waiting, queue.due <= epoch_seconds(), self._free(table), passed)
+            .order_by(queue.due, queue.order)
+            .limit(limit)
+            .with_for_update(of=table, skip_locked=True)
         )
+        parts = [first.where(*part).subquery(f"part_{number}") for number, part in enumerate(self._parts(table, work))]
+        due = union_all(*(select(part) for part in parts)).subquery("due") if len(parts) > 1 else parts[0]
+        return select(due).order_by(due.c.due, due.c.place).limit(limit)
+
+    def _with_session(self, statement: Select[Any]) -> Select[Any]:
+        sessions, due = self._tables.sessions, statement.subquery("first")
+        own = (column.label(f"session_{column.name}") for column in session_columns(self._tables))
+        joined = select(*own, *due.c).join_from(due, sessions, sessions.c.pk == due.c.session_pk)
+        return joined.order_by(due.c.due, due.c.place)
 
     # -- delivering ------------------------------------------------------------------------------------------
 
@@ -262,7 +339,8 @@ class Deliveries:
         if claim.parked_id is not None:
             return connection.execute(delete(parked).where(parked.c.id == claim.parked_id)).rowcount == 1
         here = self._cursor_at(claim, chunk.from_seq)
-        clean = {"attempts": 0, "next_attempt_at": 0.0, "last_error": None}
+        # Behind those that were served longer ago, or never.
+        clean = {"attempts": 0, "next_attempt_at": epoch_seconds(), "last_error": None}
         return connection.execute(update(cursors).where(here).values(cursor=chunk.to_seq, **clean)).rowcount == 1
 
     def _cursor_at(self, claim: Claim, seq: int) -> Any:

@@ -205,6 +205,7 @@ def _cursors(prefix: str, metadata: MetaData) -> Table:
         f"{prefix}block_cursors_pending",
         table.c.block,
         table.c.next_attempt_at,
+        table.c.session_pk,
         sqlite_where=pending,
         postgresql_where=pending,
     )
@@ -271,9 +272,8 @@ def _parked(prefix: str, metadata: MetaData) -> Table:
         Column("redeliver_at", Float()),
         sqlite_autoincrement=True,
     )
-    waiting = table.c.redeliver_at.is_not(None)
     Index(f"{prefix}parked_session", table.c.session_pk)
-    Index(f"{prefix}parked_due", table.c.block, table.c.redeliver_at, sqlite_where=waiting, postgresql_where=waiting)
+    Index(f"{prefix}parked_due", table.c.block, table.c.redeliver_at, table.c.id)
     return table
 
 
@@ -294,6 +294,6 @@ def _erasures(prefix: str, metadata: MetaData) -> Table:
         Column("last_error", Text()),
         sqlite_autoincrement=True,
     )
-    Index(f"{prefix}erasures_due", table.c.block, table.c.due_at)
+    Index(f"{prefix}erasures_due", table.c.block, table.c.due_at, table.c.id)
     Index(f"{prefix}erasures_scope", table.c.scope_key, table.c.block)
     return table
