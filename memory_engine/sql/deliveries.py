@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from itertools import product
 from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import (
@@ -31,8 +32,8 @@ from memory_engine.budget import plan_chunks
 from memory_engine.sql.flushing import Flushing
 from memory_engine.sql.postgresql import announce
 from memory_engine.sql.reading import Reading, message_columns, message_rows, session_columns
-from memory_engine.sql.states import Leases, States
-from memory_engine.sql.tables import Tables, epoch_seconds, erases
+from memory_engine.sql.states import Leases, States, batches
+from memory_engine.sql.tables import WIDE, Tables, epoch_seconds, erases, is_one_of, is_wide
 from memory_engine.store import (
     BlockLag,
     Chunk,
@@ -62,12 +63,29 @@ class _Queue(NamedTuple):
     waiting: Any
 
 
+class _Part(NamedTuple):
+    """Some rows of a queue: of one `pair` (scope key, block), of few pairs of the block `wide`, or of many pairs."""
+
+    name: str
+    where: list[Any]
+    wide: str | None = None
+    pair: tuple[str, str] | None = None
+
+    def every(self, table: Any) -> list[Any]:
+        """The conditions that all rows of the part meet, and no others."""
+        if self.pair is not None:
+            return [*self.where, table.c.scope_key == self.pair[0]]
+        return self.where if self.wide is None else [*self.where, is_wide(table)]
+
+
 class Deliveries:
     """Statements over cursors, leases, parked chunks and erasures."""
 
     def __init__(self, tables: Tables, reading: Reading, flushing: Flushing, states: States, leases: Leases) -> None:
         self._tables, self._reading, self._flushing = tables, reading, flushing
         self._states, self._leases = states, leases
+        pk = tables.sessions.c.pk
+        self._sessions = select(*session_columns(tables)).where(pk.in_(bindparam("p_pks", expanding=True)))
         # Workers ask with one filter again and again; building a statement takes longer than running it.
         self.pending_statement = lru_cache(maxsize=256)(self._pending_statement)
         self.next_due_statement = lru_cache(maxsize=256)(self._next_due_statement)
@@ -102,7 +120,7 @@ class Deliveries:
         if not found["any"]:
             return None
         # What is leased is waited for as long as the lease may last; whoever ends it earlier looks again.
-        return max(0.0, min(found["free"] + found["lease"], default=min(found["any"])))
+        return max(0.0, min(found["free"] + found["lease"], default=0.0))
 
     def _queues(self) -> tuple[_Queue, ...]:
         cursors, parked, erasures = self._tables.cursors, self._tables.parked, self._tables.erasures
@@ -117,12 +135,16 @@ class Deliveries:
         leases = self._tables.leases
         parts = []
         for queue in self._queues():
-            until = select(func.max(leases.c.until)).where(*self._in_the_way(queue.table)).scalar_subquery()
+            table = queue.table
+            until = (
+                select(func.max(leases.c.until))
+                .where(*self._in_the_way(table, (table.c.scope_key, table.c.block)))
+                .scalar_subquery()
+            )
             free = case((until > queue.due, until), else_=queue.due)
-            columns = (literal(queue.kind).label("kind"), func.count(), func.min(free) - epoch_seconds())
-            parts += [
-                select(*columns).select_from(queue.table).where(queue.waiting, *part) for part in self._parts(queue.table, work)
-            ]
+            counted = select(literal(queue.kind).label("kind"), func.count(), func.min(free) - epoch_seconds())
+            counted = counted.select_from(table)
+            parts += [counted.where(queue.waiting, *part.every(table)) for part in self._parts(table, work)]
         return union_all(*parts)
 
     def _next_due_statement(self, work: WorkFilter) -> Any:
@@ -130,37 +152,76 @@ class Deliveries:
         leases = self._tables.leases
         parts = []
         for queue in self._queues():
-            first = select(queue.due.label("due")).order_by(queue.due).limit(1)
             for part in self._parts(queue.table, work):
-                every = first.where(queue.waiting, *part)
-                for kind, rows in (("any", every), ("free", every.where(self._free(queue.table)))):
-                    found = rows.subquery()
-                    parts.append(select(literal(kind).label("kind"), found.c.due - epoch_seconds()))
+                exists = select(queue.due.label("due")).where(queue.waiting, *part.every(queue.table)).limit(1)
+                free = self._first(queue, part, [queue.due.label("due")]).limit(1)
+                for kind, rows in (("any", exists.subquery()), ("free", free.subquery())):
+                    parts.append(select(literal(kind).label("kind"), rows.c.due - epoch_seconds()))
         alive = (leases.c.block.in_(work.blocks), leases.c.until > epoch_seconds())
         parts.append(select(literal("lease").label("kind"), func.min(leases.c.until) - epoch_seconds()).where(*alive))
         return union_all(*parts)
 
-    def _in_the_way(self, table: Any) -> list[Any]:
-        """The leases that keep a row from being claimed.
+    def _first(self, queue: _Queue, part: _Part, columns: Sequence[Any]) -> Select[Any]:
+        """The free rows of a part, in the order in which they are due; of one that is wide, the first of each pair."""
+        table = queue.table
+        rows = select(*columns).where(queue.waiting, *part.where).order_by(queue.due, queue.order)
+        if part.pair is not None:
+            # While the pair is leased, nothing is equal to its key: none of its rows is looked at, which may be many.
+            scope, _ = part.pair
+            return rows.where(table.c.scope_key == case((self._free(table, part.pair), literal(scope))))
+        if part.wide is None:
+            return rows.where(self._free(table, (table.c.scope_key, table.c.block)))
+        # All sessions of a tenant feed one pair: of each pair that is free, only the first row is looked at.
+        others, later = table.alias("others"), table.alias("later")
+        begin = select(func.min(others.c.scope_key).label("scope_key")).where(*_waiting_wide(others, part.wide))
+        pairs = begin.cte(f"{part.name}_pairs", recursive=True)
+        following = select(func.min(later.c.scope_key)).where(
+            *_waiting_wide(later, part.wide), later.c.scope_key > pairs.c.scope_key
+        )
+        pairs = pairs.union_all(select(following.correlate(pairs).scalar_subquery()).where(pairs.c.scope_key.is_not(None)))
+        first = select(others.c.session_pk).where(*_waiting_wide(others, part.wide), others.c.scope_key == pairs.c.scope_key)
+        first = first.order_by(others.c.next_attempt_at, others.c.session_pk).limit(1).correlate(pairs)
+        free = self._free(table, (pairs.c.scope_key, literal(part.wide)))
+        firsts = select(first.scalar_subquery()).where(pairs.c.scope_key.is_not(None), free)
+        return rows.where(is_one_of(queue.order, firsts.scalar_subquery()))
+
+    def _in_the_way(self, table: Any, pair: tuple[Any, Any]) -> list[Any]:
+        """The leases that keep the rows of a pair (scope key, block) from being claimed.
 
         Erasures come after whoever writes by hand: an outside store may have got something from them that is to be erased.
         """
         leases = self._tables.leases
-        same_pair = [leases.c.scope_key == table.c.scope_key, leases.c.block == table.c.block]
+        same_pair = [leases.c.scope_key == pair[0], leases.c.block == pair[1]]
         return same_pair if table is self._tables.erasures else [*same_pair, leases.c.purpose == "deliver"]
 
-    def _parts(self, table: Any, work: WorkFilter) -> list[list[Any]]:
+    def _free(self, table: Any, pair: tuple[Any, Any]) -> Any:
+        leases = self._tables.leases
+        alive = select(leases.c.token).where(*self._in_the_way(table, pair), leases.c.until > epoch_seconds())
+        return ~alive.correlate_except(leases).exists()
+
+    def _parts(self, table: Any, work: WorkFilter) -> list[_Part]:
         """The conditions of a filter, in parts without a common row, each of which an index answers in the order of its due."""
-        blocks = [[table.c.block == block] for block in work.blocks]
-        if work.tenant is None and work.session_id is None:
-            return blocks
-        mine = self._of_session(table, work)
         if work.session_id is None:
-            return [[*block, mine] for block in blocks]
-        named = table.c.block.in_(work.blocks)
-        if not work.scopes:
-            return [[named, mine]]
-        return [[named, mine], [named, table.c.scope_key.in_(work.scopes), self._of_others(table, mine)]]
+            mine = [] if work.tenant is None else [self._of_session(table, work)]
+            parts = []
+            for number, block in enumerate(work.blocks):
+                here = [table.c.block == block, *mine]
+                if table is not self._tables.cursors:
+                    parts.append(_Part(f"part_{number}", here))
+                    continue
+                parts.append(_Part(f"part_{number}", [*here, ~is_wide(table)]))
+                parts.append(_Part(f"wide_{number}", here, wide=block))
+            return parts
+        own = self._of_session(table, work)
+        parts = [_Part("own", [table.c.block.in_(work.blocks), own])]
+        others = self._of_others(table, own)
+        for number, pair in enumerate(product(work.scopes, work.blocks)):
+            scope, block = pair
+            here = [table.c.block == block, others]
+            if table is self._tables.cursors and scope.startswith(WIDE):
+                here.append(is_wide(table))
+            parts.append(_Part(f"shared_{number}", here, pair=pair))
+        return parts
 
     def _of_session(self, table: Any, work: WorkFilter) -> Any:
         """The condition that a row belongs to the tenant and session of a filter."""
@@ -196,7 +257,12 @@ class Deliveries:
         return [
             (
                 place,
-                union_all(*(select(table.c.block, *columns).where(*where, *part).group_by(table.c.block) for part in parts)),
+                union_all(
+                    *(
+                        select(table.c.block, *columns).where(*where, *part.every(table)).group_by(table.c.block)
+                        for part in parts
+                    )
+                ),
             )
             for place, table, columns, where in counted
             if (parts := self._parts(table, work))
@@ -207,9 +273,24 @@ class Deliveries:
     def claim(self, connection: Connection, work: WorkFilter, seconds: float, limit: int) -> tuple[Claim, ...]:
         if not work.blocks:
             return ()
-        claims = self._take(connection, self.parked_statement(work), seconds, limit, _parked_claim)
-        if len(claims) < limit:
-            claims += self._take(connection, self.cursor_statement(work), seconds, limit - len(claims), _cursor_claim)
+        found: dict[int, SessionRow] = {}
+        claims: list[Claim] = []
+
+        def known(rows: Sequence[Any]) -> list[Any]:
+            # Their rows are locked, so that nobody resets or deletes a session meanwhile.
+            wanted = {row.session_pk for row in rows} - found.keys()
+            for batch in batches(wanted):
+                sessions = (SessionRow(*row) for row in connection.execute(self._sessions, {"p_pks": batch}).all())
+                found.update((session.pk, session) for session in sessions)
+            return [row for row in rows if row.session_pk in found]
+
+        def claimed(row: Any, lease: Lease) -> Claim:
+            parked_id = row.place if row.parked else None
+            return Claim(lease, found[row.session_pk], row.cursor, row.target, row.attempts, parked_id)
+
+        for statement in (self.parked_statement(work), self.cursor_statement(work)):
+            if len(claims) < limit:
+                claims += self._take(connection, statement, seconds, limit - len(claims), claimed, known)
         return tuple(claims)
 
     def claim_erasures(self, connection: Connection, work: WorkFilter, seconds: float, limit: int) -> tuple[ErasureClaim, ...]:
@@ -222,7 +303,13 @@ class Deliveries:
         return tuple(self._take(connection, self.erasure_statement(work), seconds, limit, claimed))
 
     def _take(
-        self, connection: Connection, due: Any, seconds: float, limit: int, claimed: Callable[[Any, Lease], T]
+        self,
+        connection: Connection,
+        due: Any,
+        seconds: float,
+        limit: int,
+        claimed: Callable[[Any, Lease], T],
+        known: Callable[[Sequence[Any]], Sequence[Any]] = lambda rows: rows,
     ) -> list[T]:
         """Lease the pairs of due rows, each once. Repeated, because one pair may fill a whole page of rows.
 
@@ -233,7 +320,7 @@ class Deliveries:
         passed: list[tuple[str, str]] = []
         while (room := limit - len(taken)) > 0:
             rows: dict[tuple[str, str], Any] = {}
-            for row in connection.execute(due, {"p_limit": room, "p_passed": passed}).all():
+            for row in known(connection.execute(due, {"p_limit": room, "p_passed": passed}).all()):
                 rows.setdefault((row.scope_key, row.block), row)
             if not rows:
                 break
@@ -242,29 +329,18 @@ class Deliveries:
             passed += rows.keys() - {(lease.scope_key, lease.block) for lease in leases}
         return taken
 
-    def _free(self, table: Any) -> Any:
-        leases = self._tables.leases
-        return ~select(leases.c.token).where(*self._in_the_way(table), leases.c.until > epoch_seconds()).exists()
-
     def _cursor_statement(self, work: WorkFilter) -> Select[Any]:
         """Due cursors of free pairs, those that wait longest first."""
-        cursors = self._tables.cursors
-        columns = (cursors.c.session_pk, cursors.c.scope_key, cursors.c.block, cursors.c.cursor, cursors.c.target)
-        return self._with_session(self._due(self._queues()[0], work, (*columns, cursors.c.attempts)))
+        c = self._tables.cursors.c
+        columns = (c.session_pk, c.scope_key, c.block, c.cursor, c.target, c.attempts, literal(0).label("parked"))
+        return self._due(self._queues()[0], work, columns)
 
     def _parked_statement(self, work: WorkFilter) -> Select[Any]:
         """Parked chunks that are to be delivered again."""
-        parked = self._tables.parked
-        columns = (
-            parked.c.session_pk,
-            parked.c.scope_key,
-            parked.c.block,
-            parked.c.from_seq.label("cursor"),
-            parked.c.to_seq.label("target"),
-            parked.c.attempts,
-            parked.c.id.label("parked_id"),
-        )
-        return self._with_session(self._due(self._queues()[1], work, columns))
+        c = self._tables.parked.c
+        seqs = (c.from_seq.label("cursor"), c.to_seq.label("target"))
+        columns = (c.session_pk, c.scope_key, c.block, *seqs, c.attempts, literal(1).label("parked"))
+        return self._due(self._queues()[1], work, columns)
 
     def _erasure_statement(self, work: WorkFilter) -> Select[Any]:
         """Due erasures of free pairs, in the order they were given."""
@@ -274,22 +350,17 @@ class Deliveries:
         """The first rows of a queue that are due and free. Each part of the filter is read to the limit, not to its end."""
         table, limit = queue.table, bindparam("p_limit", type_=Integer)
         passed = tuple_(table.c.scope_key, table.c.block).not_in(bindparam("p_passed", expanding=True))
-        first = (
-            select(*columns, queue.due.label("due"), queue.order.label("place"))
-            .where(queue.waiting, queue.due <= epoch_seconds(), self._free(table), passed)
-            .order_by(queue.due, queue.order)
+        columns = (*columns, queue.due.label("due"), queue.order.label("place"))
+        parts = [
+            self._first(queue, part, columns)
+            .where(queue.due <= epoch_seconds(), passed)
             .limit(limit)
             .with_for_update(of=table, skip_locked=True)
-        )
-        parts = [first.where(*part).subquery(f"part_{number}") for number, part in enumerate(self._parts(table, work))]
+            .subquery(part.name)
+            for part in self._parts(table, work)
+        ]
         due = union_all(*(select(part) for part in parts)).subquery("due") if len(parts) > 1 else parts[0]
         return select(due).order_by(due.c.due, due.c.place).limit(limit)
-
-    def _with_session(self, statement: Select[Any]) -> Select[Any]:
-        sessions, due = self._tables.sessions, statement.subquery("first")
-        own = (column.label(f"session_{column.name}") for column in session_columns(self._tables))
-        joined = select(*own, *due.c).join_from(due, sessions, sessions.c.pk == due.c.session_pk)
-        return joined.order_by(due.c.due, due.c.place)
 
     # -- delivering ------------------------------------------------------------------------------------------
 
@@ -477,12 +548,8 @@ class Deliveries:
         return tuple(_erasure(row) for row in connection.execute(statement).all())
 
 
-def _cursor_claim(row: Any, lease: Lease) -> Claim:
-    return Claim(lease, SessionRow(*row[:18]), row.cursor, row.target, row.attempts)
-
-
-def _parked_claim(row: Any, lease: Lease) -> Claim:
-    return Claim(lease, SessionRow(*row[:18]), row.cursor, row.target, row.attempts, row.parked_id)
+def _waiting_wide(cursors: Any, block: str) -> tuple[Any, ...]:
+    return (cursors.c.block == block, cursors.c.cursor < cursors.c.target, is_wide(cursors))
 
 
 def _erasure(row: Any) -> Erasure:

@@ -19,10 +19,13 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    func,
+    literal_column,
 )
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.types import NullType
 
 from memory_engine.errors import ConfigurationError
 
@@ -69,6 +72,27 @@ def _postgresql_rows(element: rows_as_json, compiler: SQLCompiler, **kw: Any) ->
     return f"coalesce(json_agg(json_build_array({compiler.process(element.clauses, **kw)})), '[]')::text"
 
 
+class is_one_of(FunctionElement[Any]):  # noqa: N801
+    """Whether a column has one of the few values of a select, which are known before any row is looked at."""
+
+    # Not Boolean(), which would become "… = 1" on SQLite, and no index could answer that.
+    type = NullType()
+    inherit_cache = True
+
+
+@compiles(is_one_of, "sqlite")
+def _sqlite_one_of(element: is_one_of, compiler: SQLCompiler, **kw: Any) -> str:
+    column, values = element.clauses
+    return f"{compiler.process(column, **kw)} IN {compiler.process(values, **kw)}"
+
+
+@compiles(is_one_of, "postgresql")
+def _postgresql_one_of(element: is_one_of, compiler: SQLCompiler, **kw: Any) -> str:
+    # What IN asks for may be read as a join, for which a planner may prefer to read the whole table.
+    column, values = element.clauses
+    return f"{compiler.process(column, **kw)} = ANY (ARRAY{compiler.process(values, **kw)})"
+
+
 @dataclass(frozen=True, slots=True)
 class Tables:
     """All tables of one prefix."""
@@ -88,6 +112,20 @@ class Tables:
     @property
     def names(self) -> frozenset[str]:
         return frozenset(table.name for table in self.metadata.sorted_tables)
+
+
+WIDE = "g:"
+"""How the keys of tenants' scopes begin, which many sessions feed."""
+
+
+def is_wide(cursors: Any) -> ColumnElement[bool]:
+    """Whether a cursor's scope is a tenant's; written as the indexes are.
+
+    Not as a range: SQLite would use that in place of an equation with the same column.
+    """
+    start = func.substr(cursors.c.scope_key, literal_column("1"), literal_column("2"))
+    wide: ColumnElement[bool] = start == literal_column(f"'{WIDE}'")
+    return wide
 
 
 def erases(tables: Tables) -> ColumnElement[bool]:
@@ -200,15 +238,14 @@ def _cursors(prefix: str, metadata: MetaData) -> Table:
         _required("next_attempt_at", Float()),
         Column("last_error", Text()),
     )
+    # Each row that waits is in one of the two; most are in none.
     pending = table.c.cursor < table.c.target
-    Index(
-        f"{prefix}block_cursors_pending",
-        table.c.block,
-        table.c.next_attempt_at,
-        table.c.session_pk,
-        sqlite_where=pending,
-        postgresql_where=pending,
+    places: tuple[tuple[str, tuple[Any, ...], Any], ...] = (
+        ("pending", (table.c.block, table.c.next_attempt_at, table.c.session_pk), pending & ~is_wide(table)),
+        ("wide", (table.c.block, table.c.scope_key, table.c.next_attempt_at, table.c.session_pk), pending & is_wide(table)),
     )
+    for name, columns, where in places:
+        Index(f"{prefix}block_cursors_{name}", *columns, sqlite_where=where, postgresql_where=where)
     Index(f"{prefix}block_cursors_scope", table.c.scope_key, table.c.block)
     return table
 
