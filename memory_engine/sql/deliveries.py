@@ -33,7 +33,7 @@ from memory_engine.sql.flushing import Flushing
 from memory_engine.sql.postgresql import announce
 from memory_engine.sql.reading import Reading, message_columns, message_rows, session_columns
 from memory_engine.sql.states import Leases, States, batches
-from memory_engine.sql.tables import WIDE, Tables, epoch_seconds, erases, is_one_of, is_wide
+from memory_engine.sql.tables import WIDE, Tables, epoch_seconds, erases, is_of_scope, is_one_of, is_wide, wide_key
 from memory_engine.store import (
     BlockLag,
     Chunk,
@@ -74,7 +74,8 @@ class _Part(NamedTuple):
     def every(self, table: Any) -> list[Any]:
         """The conditions that all rows of the part meet, and no others."""
         if self.pair is not None:
-            return [*self.where, table.c.scope_key == self.pair[0]]
+            column, key = _key_of(table, self.pair[0])
+            return [*self.where, column == key]
         return self.where if self.wide is None else [*self.where, is_wide(table)]
 
 
@@ -167,22 +168,20 @@ class Deliveries:
         rows = select(*columns).where(queue.waiting, *part.where).order_by(queue.due, queue.order)
         if part.pair is not None:
             # While the pair is leased, nothing is equal to its key: none of its rows is looked at, which may be many.
-            scope, _ = part.pair
-            return rows.where(table.c.scope_key == case((self._free(table, part.pair), literal(scope))))
+            column, key = _key_of(table, part.pair[0])
+            return rows.where(column == case((self._free(table, part.pair), literal(key))))
         if part.wide is None:
             return rows.where(self._free(table, (table.c.scope_key, table.c.block)))
         # All sessions of a tenant feed one pair: of each pair that is free, only the first row is looked at.
         others, later = table.alias("others"), table.alias("later")
-        begin = select(func.min(others.c.scope_key).label("scope_key")).where(*_waiting_wide(others, part.wide))
+        begin = select(func.min(wide_key(others)).label("key")).where(*_waiting_wide(others, part.wide))
         pairs = begin.cte(f"{part.name}_pairs", recursive=True)
-        following = select(func.min(later.c.scope_key)).where(
-            *_waiting_wide(later, part.wide), later.c.scope_key > pairs.c.scope_key
-        )
-        pairs = pairs.union_all(select(following.correlate(pairs).scalar_subquery()).where(pairs.c.scope_key.is_not(None)))
-        first = select(others.c.session_pk).where(*_waiting_wide(others, part.wide), others.c.scope_key == pairs.c.scope_key)
+        following = select(func.min(wide_key(later))).where(*_waiting_wide(later, part.wide), wide_key(later) > pairs.c.key)
+        pairs = pairs.union_all(select(following.correlate(pairs).scalar_subquery()).where(pairs.c.key.is_not(None)))
+        first = select(others.c.session_pk).where(*_waiting_wide(others, part.wide), wide_key(others) == pairs.c.key)
         first = first.order_by(others.c.next_attempt_at, others.c.session_pk).limit(1).correlate(pairs)
-        free = self._free(table, (pairs.c.scope_key, literal(part.wide)))
-        firsts = select(first.scalar_subquery()).where(pairs.c.scope_key.is_not(None), free)
+        free = self._free(table, (literal(WIDE) + pairs.c.key, literal(part.wide)))
+        firsts = select(first.scalar_subquery()).where(pairs.c.key.is_not(None), free)
         return rows.where(is_one_of(queue.order, firsts.scalar_subquery()))
 
     def _in_the_way(self, table: Any, pair: tuple[Any, Any]) -> list[Any]:
@@ -419,7 +418,7 @@ class Deliveries:
         return and_(
             cursors.c.session_pk == claim.session.pk,
             cursors.c.block == claim.lease.block,
-            cursors.c.scope_key == claim.lease.scope_key,
+            is_of_scope(cursors, claim.lease.scope_key),
             cursors.c.cursor == seq,
         )
 
@@ -521,7 +520,7 @@ class Deliveries:
         statement = (
             select(cursors.c.cursor)
             .join_from(cursors, sessions, sessions.c.pk == cursors.c.session_pk)
-            .where(sessions.c.uid == erasure.session_uid, cursors.c.scope_key == erasure.scope_key)
+            .where(sessions.c.uid == erasure.session_uid, is_of_scope(cursors, erasure.scope_key))
             .where(cursors.c.block == erasure.block, cursors.c.cursor > min(erasure.seqs))
         )
         return connection.execute(statement).first() is not None
@@ -546,6 +545,12 @@ class Deliveries:
         here = (erasures.c.scope_key == scope, erasures.c.block == block, erases(self._tables))
         statement = select(erasures).where(*here).order_by(erasures.c.id)
         return tuple(_erasure(row) for row in connection.execute(statement).all())
+
+
+def _key_of(table: Any, scope: str) -> tuple[Any, str]:
+    """The column by which the rows of a scope are found, and what it is equal to."""
+    is_cursor = "next_attempt_at" in table.c
+    return (wide_key(table), scope.removeprefix(WIDE)) if is_cursor and scope.startswith(WIDE) else (table.c.scope_key, scope)
 
 
 def _waiting_wide(cursors: Any, block: str) -> tuple[Any, ...]:

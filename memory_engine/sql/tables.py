@@ -114,18 +114,34 @@ class Tables:
         return frozenset(table.name for table in self.metadata.sorted_tables)
 
 
+def is_pinned(messages: Any) -> ColumnElement[bool]:
+    """Whether a message is pinned; written as the index is, which a plan for any parameters could not use otherwise."""
+    pinned: ColumnElement[bool] = messages.c.pinned == literal_column("1")
+    return pinned
+
+
 WIDE = "g:"
 """How the keys of tenants' scopes begin, which many sessions feed."""
 
 
 def is_wide(cursors: Any) -> ColumnElement[bool]:
-    """Whether a cursor's scope is a tenant's; written as the indexes are.
-
-    Not as a range: SQLite would use that in place of an equation with the same column.
-    """
-    start = func.substr(cursors.c.scope_key, literal_column("1"), literal_column("2"))
+    """Whether a cursor's scope is a tenant's; written as the indexes are."""
+    start = func.substr(cursors.c.scope_key, literal_column("1"), literal_column(str(len(WIDE))))
     wide: ColumnElement[bool] = start == literal_column(f"'{WIDE}'")
     return wide
+
+
+def is_of_scope(cursors: Any, scope_key: Any) -> ColumnElement[bool]:
+    """Whether a cursor that is found by its session is of that scope; no plan goes by the scope, which may have many."""
+    same: ColumnElement[bool] = cursors.c.scope_key.concat(literal_column("''")) == scope_key
+    return same
+
+
+def wide_key(cursors: Any) -> Any:
+    """What follows in the key of a tenant's scope. Only the index of what waits in wide scopes begins with it, so that no plan
+    takes the one that holds what does not wait, too.
+    """
+    return func.substr(cursors.c.scope_key, literal_column(str(len(WIDE) + 1)))
 
 
 def erases(tables: Tables) -> ColumnElement[bool]:
@@ -209,7 +225,7 @@ def _messages(prefix: str, metadata: MetaData) -> Table:
         Column("results", Text()),
     )
     Index(f"{prefix}messages_id", table.c.session_pk, table.c.message_id, unique=True)
-    pinned = table.c.pinned == 1
+    pinned = is_pinned(table)
     Index(f"{prefix}messages_pinned", table.c.session_pk, table.c.seq, sqlite_where=pinned, postgresql_where=pinned)
     return table
 
@@ -242,7 +258,7 @@ def _cursors(prefix: str, metadata: MetaData) -> Table:
     pending = table.c.cursor < table.c.target
     places: tuple[tuple[str, tuple[Any, ...], Any], ...] = (
         ("pending", (table.c.block, table.c.next_attempt_at, table.c.session_pk), pending & ~is_wide(table)),
-        ("wide", (table.c.block, table.c.scope_key, table.c.next_attempt_at, table.c.session_pk), pending & is_wide(table)),
+        ("wide", (table.c.block, wide_key(table), table.c.next_attempt_at, table.c.session_pk), pending & is_wide(table)),
     )
     for name, columns, where in places:
         Index(f"{prefix}block_cursors_{name}", *columns, sqlite_where=where, postgresql_where=where)
@@ -309,7 +325,8 @@ def _parked(prefix: str, metadata: MetaData) -> Table:
         Column("redeliver_at", Float()),
         sqlite_autoincrement=True,
     )
-    Index(f"{prefix}parked_session", table.c.session_pk)
+    Index(f"{prefix}parked_session", table.c.session_pk, table.c.block)
+    Index(f"{prefix}parked_scope", table.c.scope_key, table.c.block)
     Index(f"{prefix}parked_due", table.c.block, table.c.redeliver_at, table.c.id)
     return table
 
@@ -333,4 +350,5 @@ def _erasures(prefix: str, metadata: MetaData) -> Table:
     )
     Index(f"{prefix}erasures_due", table.c.block, table.c.due_at, table.c.id)
     Index(f"{prefix}erasures_scope", table.c.scope_key, table.c.block)
+    Index(f"{prefix}erasures_session", table.c.tenant, table.c.session_id, table.c.block)
     return table

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import shutil
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import aclosing, closing
@@ -58,75 +59,98 @@ class Size(NamedTuple):
 
 @pytest.fixture(scope="module")
 def size(soak: bool) -> Size:
-    return Size(10_000, 1_000_000) if soak else Size(1_000, 20_000)
+    return Size(10_000, 1_000_000) if soak else Size(4_000, 60_000)
 
 
 def filling(size: Size) -> list[str]:
     """Statements that fill the tables beside session 1, whose first two messages are copied; both databases understand them.
 
     A tenth of the sessions is another tenant's, ten sessions belong to each user. In every tenth session something waits for
-    its own block, in every fiftieth for the user's, and in half of them for the one of all, which is leased. Some pairs
-    are backing off, some chunks are parked and some messages are to be forgotten.
+    its own block, in every fiftieth for the user's, and in more than half of them for the tenant's, which is leased for one
+    tenant. Some pairs are backing off, some chunks are parked and some messages are to be forgotten.
     """
     per = size.messages // size.sessions
     horizon, half = per - ACTIVE, (per - ACTIVE) // 2
-    numbers = "WITH RECURSIVE numbers(n) AS (SELECT 2 UNION ALL SELECT n + 1 FROM numbers WHERE n < {most}) "
-    sessions = numbers.format(most=size.sessions)
-    tenant = "CASE WHEN n % 10 = 9 THEN 'other' ELSE '' END"
     uid = "'000000000000000000000000' || CAST(10000000 + n AS TEXT)"
-    named = "CASE WHEN n % 10 = 9 THEN '5:other:' ELSE '0::' END"
+    tenant = "CASE WHEN n % 10 = 9 THEN '5:other' ELSE '0:' END"
     user = f"'user-' || CAST(n % {size.sessions // 10} AS TEXT)"
-    scope = {
-        "notes": f"'s:' || {named} || '32:' || {uid}",
-        "person": f"'u:' || {named} || CAST(length({user}) AS TEXT) || ':' || {user}",
-        "world": "CASE WHEN n % 10 = 9 THEN 'g:5:other' ELSE 'g:0:' END",
+    scopes = {
+        "notes": f"'s:' || {tenant} || ':32:' || {uid}",
+        "person": f"'u:' || {tenant} || ':' || CAST(length({user}) AS TEXT) || ':' || {user}",
+        "world": f"'g:' || {tenant}",
     }
-    waiting = {"notes": "n % 10 = 0", "person": "n % 50 = 0", "world": "n % 2 = 0"}
-    every_block = [
-        f"{sessions} SELECT n, '{block}', {scope[block]}, CASE WHEN {waiting[block]} THEN {half} ELSE {horizon} END, {horizon}, 0, 0,"
-        f" CASE WHEN n % 40 = 0 THEN 9999999999.0 ELSE 0.0 END, NULL FROM numbers"
-        for block in scope
+    waiting = {"notes": "n % 10 = 0", "person": "n % 50 = 0", "world": "n % 2 = 0 OR n % 30 = 9"}
+
+    def insert(table: str, values: Mapping[str, object], where: str = "true", most: int = size.sessions) -> str:
+        numbers = f"WITH RECURSIVE numbers(n) AS (SELECT 2 UNION ALL SELECT n + 1 FROM numbers WHERE n < {most})"
+        # DISTINCT: many sessions share a scope.
+        chosen = ", ".join(str(value) for value in values.values())
+        return f"INSERT INTO memory_{table} ({', '.join(values)}) {numbers} SELECT DISTINCT {chosen} FROM numbers WHERE {where}"
+
+    named = {"tenant": "CASE WHEN n % 10 = 9 THEN 'other' ELSE '' END", "session_id": "'session-' || CAST(n AS TEXT)"}
+    session = {
+        **named,
+        "pk": "n",
+        "uid": uid,
+        "epoch": 0,
+        "user_id": user,
+        "next_seq": per,
+        "horizon": horizon,
+        "turn_seq": per - 2 + per % 2,
+        "active_tokens": 20 * ACTIVE,
+        "active_turns": ACTIVE // 2,
+        "pinned_tokens": 0,
+        "version": 5,
+        "revision": 0,
+        "tokenizer": "(SELECT tokenizer FROM memory_sessions WHERE pk = 1)",
+        "created_at": 0,
+        "updated_at": "n",
+        "metadata": "'{}'",
+        "messages": per,
+    }
+    message = {
+        "session_pk": f"2 + (n - 2) / {per}",
+        "seq": f"(n - 2) % {per}",
+        "message_id": "'m' || CAST(n AS TEXT)",
+        "role": f"CASE WHEN (n - 2) % {per} % 2 = 0 THEN 'user' ELSE 'assistant' END",
+        "pinned": 0,
+        "tokens": 20,
+        "data": f"(SELECT data FROM memory_messages WHERE session_pk = 1 AND seq = (n - 2) % {per} % 2)",
+        "created_at": 0,
+    }
+    own = {"scope_key": scopes["notes"], "block": "'notes'"}
+    lease = {"purpose": "'deliver'", "owner": "'somebody'"}
+    # Of the pairs that wait, some are being delivered, and some were when their worker died.
+    leases = {**own, **lease, "token": "'t' || CAST(n AS TEXT)", "until": "CASE WHEN n % 4 = 0 THEN 9999999999.0 ELSE 1.0 END"}
+    of_tenant = {"scope_key": "'g:0:'", "block": "'world'", **lease, "token": "'t'", "until": 9999999999.0}
+    failed = {**own, "session_pk": "n", "from_seq": 0, "to_seq": 2, "error": "'it failed'", "attempts": 8}
+    erasure = {**own, **named, "session_uid": uid, "seqs": "'[1]'", "due_at": 1.0, "attempts": 0}
+    statements = [
+        insert("sessions", session),
+        insert("messages", message, f"(n - 2) / {per} < {size.sessions - 1}", size.messages + 1),
+        *(insert("flushes", {"session_pk": "n", "end_seq": end, "tokens": 20 * half}) for end in (half, horizon)),
+        insert("block_leases", leases, most=40),
+        insert("block_leases", of_tenant),
+        insert("parked", {**failed, "redeliver_at": "CASE WHEN n % 2000 = 3 THEN 1.0 END"}, "n % 100 = 3"),
+        insert("erasures", erasure, "n % 200 = 1"),
     ]
-    alive = numbers.format(most=40)
-    erased = "FROM numbers WHERE n % 200 = 1"
-    return [
-        f"INSERT INTO memory_sessions (pk, uid, epoch, tenant, user_id, session_id, next_seq, horizon, turn_seq, active_tokens,"
-        f" active_turns, pinned_tokens, version, revision, tokenizer, created_at, updated_at, metadata, messages) {sessions}"
-        f" SELECT n, {uid}, 0, {tenant}, {user}, 'session-' || CAST(n AS TEXT), {per}, {horizon}, {per - 2}, {20 * ACTIVE},"
-        f" {ACTIVE // 2}, 0, 5, 0, (SELECT tokenizer FROM memory_sessions WHERE pk = 1), 0, n, '{{}}', {per} FROM numbers",
-        f"INSERT INTO memory_messages (session_pk, seq, message_id, role, pinned, tokens, data, created_at) {numbers.format(most=size.messages + 1)}"
-        f" SELECT 2 + (n - 2) / {per}, (n - 2) % {per}, 'm' || CAST(n AS TEXT), CASE WHEN n % 2 = 0 THEN 'user' ELSE 'assistant' END,"
-        f" 0, 20, (SELECT data FROM memory_messages WHERE session_pk = 1 AND seq = n % 2), 0 FROM numbers"
-        f" WHERE (n - 2) / {per} < {size.sessions - 1}",
-        f"INSERT INTO memory_flushes (session_pk, end_seq, tokens) {sessions} SELECT n, {half}, {20 * half} FROM numbers",
-        f"INSERT INTO memory_flushes (session_pk, end_seq, tokens) {sessions} SELECT n, {horizon}, {20 * half} FROM numbers",
-        *(
-            f"INSERT INTO memory_block_cursors (session_pk, block, scope_key, cursor, target, start_seq, attempts,"
-            f" next_attempt_at, last_error) {each}"
-            for each in every_block
-        ),
-        *(
-            f"INSERT INTO memory_block_states (scope_key, block, version, deleted_version, format, state) {sessions}"
-            f" SELECT DISTINCT {scope[block]}, '{block}', 7, 7, 1, '{{}}' FROM numbers"
-            for block in scope
-        ),
-        *(
-            f"INSERT INTO memory_block_records (scope_key, block, key, data, session_uid, seq, version) {sessions}"
-            f" SELECT {scope['notes']}, 'notes', '{key}', '{{}}', {uid}, 1, 7 FROM numbers"
-            for key in ("one", "two", "three")
-        ),
-        # Of the pairs that wait, some are being delivered, and some were when their worker died.
-        f"INSERT INTO memory_block_leases (scope_key, block, purpose, owner, token, until) {alive}"
-        f" SELECT {scope['notes']}, 'notes', 'deliver', 'somebody', 't' || CAST(n AS TEXT),"
-        f" CASE WHEN n % 4 = 0 THEN 9999999999.0 ELSE 1.0 END FROM numbers",
-        "INSERT INTO memory_block_leases (scope_key, block, purpose, owner, token, until)"
-        " VALUES ('g:0:', 'world', 'deliver', 'somebody', 't', 9999999999.0)",
-        f"INSERT INTO memory_parked (session_pk, block, scope_key, from_seq, to_seq, error, attempts, redeliver_at) {sessions}"
-        f" SELECT n, 'notes', {scope['notes']}, 0, 2, 'it failed', 8, CASE WHEN n % 300 = 3 THEN 1.0 END"
-        f" FROM numbers WHERE n % 100 = 3",
-        f"INSERT INTO memory_erasures (tenant, block, scope_key, session_uid, seqs, session_id, due_at, attempts) {sessions}"
-        f" SELECT {tenant}, 'notes', {scope['notes']}, {uid}, '[1]', 'session-' || CAST(n AS TEXT), 1.0, 0 {erased}",
-    ]
+    for block, scope in scopes.items():
+        pair = {"scope_key": scope, "block": f"'{block}'"}
+        cursor = {
+            **pair,
+            "session_pk": "n",
+            "cursor": f"CASE WHEN {waiting[block]} THEN {half} ELSE {horizon} END",
+            "target": horizon,
+            "start_seq": 0,
+            "attempts": 0,
+            "next_attempt_at": "CASE WHEN n % 40 = 0 THEN 9999999999.0 ELSE 0.0 END",
+        }
+        state = {**pair, "version": 7, "deleted_version": 7, "format": 1, "state": "'{}'"}
+        statements += [insert("block_cursors", cursor), insert("block_states", state)]
+    for key in ("one", "two", "three"):
+        record = {**own, "key": f"'{key}'", "data": "'{}'", "session_uid": uid, "seq": 1, "version": 7}
+        statements.append(insert("block_records", record))
+    return statements
 
 
 @dataclass(slots=True)
@@ -233,39 +257,64 @@ def engine_at(uri: str) -> MemoryEngine:
     )
 
 
-@pytest.fixture(scope="module", params=["sqlite", "sqlite analyzed", "postgresql", "postgresql generic"])
-def watched(request: pytest.FixtureRequest, size: Size, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
-    """A full database; with statistics or without, with plans for the parameters or for any."""
-    if request.param.startswith("sqlite"):
-        path = tmp_path_factory.mktemp("full") / "memory.db"
-        asyncio.run(prepare(f"sqlite+aiosqlite:///{path}"))
-        with closing(sqlite3.connect(path)) as connection:
-            connection.execute("PRAGMA synchronous = OFF")
-            for statement in filling(size):
-                connection.execute(statement)
-            connection.commit()
-            if request.param.endswith("analyzed"):
-                connection.execute("ANALYZE")
-        sqlite = WatchedSqlite(path)
-        event.listen(Engine, "connect", sqlite.connected)
-        yield sqlite
-        event.remove(Engine, "connect", sqlite.connected)
-        return
-    with PostgresServer(log_min_messages="log", log_line_prefix="", **{"auto_explain.log_format": "json"}) as server:
+@pytest.fixture(scope="module")
+def full_sqlite(size: Size, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A full file."""
+    path = tmp_path_factory.mktemp("full") / "memory.db"
+    asyncio.run(prepare(f"sqlite+aiosqlite:///{path}"))
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA synchronous = OFF")
+        for statement in filling(size):
+            connection.execute(statement)
+        connection.commit()
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    return path
+
+
+@pytest.fixture(scope="module")
+def full_postgresql(size: Size) -> Iterator[PostgresServer]:
+    """A server with the full database `full`."""
+    settings: dict[str, Any] = {"auto_explain.log_format": "json"}
+    with PostgresServer(log_min_messages="log", log_line_prefix="", **settings) as server:
         server.execute("CREATE DATABASE full_one")
         asyncio.run(prepare(server.uri("full_one")))
         server.execute("; ".join(filling(size)), "full_one")
         server.execute(f"ALTER SEQUENCE memory_sessions_pk_seq RESTART WITH {size.sessions + 1}", "full_one")
         server.execute("VACUUM ANALYZE", "full_one")
-        settings = {
-            "session_preload_libraries": "auto_explain",
-            "auto_explain.log_min_duration": 0,
-            "auto_explain.log_analyze": "on",
-            "plan_cache_mode": "force_generic_plan" if request.param.endswith("generic") else "auto",
-        }
-        for name, value in settings.items():
-            server.execute(f"ALTER DATABASE full_one SET {name} = '{value}'")
-        yield WatchedPostgresql(server, "full_one")
+        yield server
+
+
+@pytest.fixture(scope="module", params=["sqlite", "sqlite analyzed", "postgresql", "postgresql generic"])
+def watched(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
+    """A copy of a full database; with statistics or without, with plans for the parameters or for any."""
+    kind, _, how = request.param.partition(" ")
+    if kind == "postgresql":
+        yield watched_copy(request.getfixturevalue("full_postgresql"), "force_generic_plan" if how else "auto")
+        return
+    path = tmp_path_factory.mktemp("watched") / "memory.db"
+    shutil.copy(request.getfixturevalue("full_sqlite"), path)
+    if how:
+        with closing(sqlite3.connect(path)) as connection:
+            connection.execute("ANALYZE")
+    sqlite = WatchedSqlite(path)
+    event.listen(Engine, "connect", sqlite.connected)
+    yield sqlite
+    event.remove(Engine, "connect", sqlite.connected)
+
+
+def watched_copy(server: PostgresServer, plans: str) -> Watched:
+    """A copy of the full database whose plans are written to the log."""
+    name = f"full_{plans}"
+    server.execute(f"CREATE DATABASE {name} TEMPLATE full_one")
+    settings = {
+        "session_preload_libraries": "auto_explain",
+        "auto_explain.log_min_duration": 0,
+        "auto_explain.log_analyze": "on",
+        "plan_cache_mode": plans,
+    }
+    for setting, value in settings.items():
+        server.execute(f"ALTER DATABASE {name} SET {setting} = '{value}'")
+    return WatchedPostgresql(server, name)
 
 
 def user(session: int, size: Size) -> str:
@@ -332,6 +381,7 @@ async def test_get(watched: Watched, size: Size) -> None:
             await store.read_records(scope, "notes", keys=["one"])
             await store.read_records(scope, "notes", prefix="t", after_key="three", limit=2)
             assert len(await store.delivered_rows(scope, "notes", scope[-32:], from_seq=0, to_seq=4)) == 4
+            assert len(await store.delivered_rows("g:0:", "world", scope[-32:], from_seq=0, to_seq=4)) == 4
             check(watched, "what blocks read")
 
 
