@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
@@ -24,7 +25,18 @@ from memory_engine.errors import BlockError, BlockTimeoutError, BlockUnavailable
 from memory_engine.guard import Interrupted, guarded
 from memory_engine.rows import message_of
 from memory_engine.settings import Clock, Limits
-from memory_engine.store import Chunk, Claim, ErasureClaim, Lease, StateChange, StateInUse, StateRow, Store, WorkFilter
+from memory_engine.store import (
+    BlockLag,
+    Chunk,
+    Claim,
+    ErasureClaim,
+    Lease,
+    StateChange,
+    StateInUse,
+    StateRow,
+    Store,
+    WorkFilter,
+)
 from memory_engine.telemetry import Telemetry
 from memory_engine.tokens import TokenCounter
 from memory_engine.usage import Usage
@@ -44,6 +56,8 @@ _MARGIN = 0.05
 """The share of a delivery's time that is left for ending in order."""
 _IN_USE = 0.02
 """Seconds until a state that is being changed by hand is looked at again."""
+_REPORTS = 15.0
+"""Seconds between two reports of how far blocks are behind: they count what waits."""
 _POLITE = 3
 """How often a delivery follows a change by hand before it takes its own turn to write."""
 GRACE = 5.0
@@ -77,6 +91,7 @@ class DeliveryWorker:
         self._unavailable: dict[tuple[str, str], int] = {}
         # What models cost in attempts that came to nothing: nothing of these is saved, so only this process can tell.
         self._failed_usage: dict[tuple[str, str], Usage] = {}
+        self._reported = -math.inf
 
     # -- life ------------------------------------------------------------------------------------------------
 
@@ -139,6 +154,7 @@ class DeliveryWorker:
             self._woken.clear()
             try:
                 await self._fill()
+                await self._report()
                 pause = await self._pause()
             except Exception:  # a worker that ends would leave everything pending without a word
                 log.exception("the queue of deliveries could not be read, trying again in %.1f s", self._settings.limits.poll)
@@ -148,6 +164,20 @@ class DeliveryWorker:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(pause):
                         await self._woken.wait()
+
+    async def _report(self) -> None:
+        """Tell how far the blocks are behind, now and then. A worker of one session knows of no other."""
+        due = time.monotonic() >= self._reported + _REPORTS
+        if due and self._telemetry.counts_lags and self._settings.work.session_id is None:
+            self._reported = time.monotonic()
+            await self.lags()
+
+    async def lags(self) -> Mapping[str, BlockLag]:
+        """How far each block is behind; reported, too."""
+        found = {lag.block: lag for lag in await self._store.lags(self._settings.work)}
+        lags = {name: found.get(name, BlockLag(name)) for name in self._settings.definitions}
+        self._telemetry.lagging(lags.values())
+        return lags
 
     async def _pause(self) -> float:
         limits = self._settings.limits
