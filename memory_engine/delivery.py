@@ -56,6 +56,10 @@ _MARGIN = 0.05
 """The share of a delivery's time that is left for ending in order."""
 _IN_USE = 0.02
 """Seconds until a state that is being changed by hand is looked at again."""
+_MOMENT = 0.01
+"""Seconds until a worker looks again, at least."""
+_LOCKED = 0.1
+"""The same, when what is due is locked by others, who may take their time."""
 _REPORTS = 15.0
 """Seconds between two reports of how far blocks are behind: they count what waits."""
 _POLITE = 3
@@ -153,9 +157,9 @@ class DeliveryWorker:
         while True:
             self._woken.clear()
             try:
-                await self._fill()
+                found = await self._fill()
                 await self._report()
-                pause = await self._pause()
+                pause = await self._pause(_MOMENT if found else _LOCKED)
             except Exception:  # a worker that ends would leave everything pending without a word
                 log.exception("the queue of deliveries could not be read, trying again in %.1f s", self._settings.limits.poll)
                 pause = self._settings.limits.poll
@@ -179,26 +183,28 @@ class DeliveryWorker:
         self._telemetry.lagging(lags.values())
         return lags
 
-    async def _pause(self) -> float:
+    async def _pause(self, least: float) -> float:
         limits = self._settings.limits
         if len(self._running) >= limits.concurrency:
             return limits.poll
         due = await self._store.next_due(self._settings.work)
         if due is None:
             return limits.poll
-        # What is due but locked by somebody else must not make us spin.
-        return min(limits.poll, max(due, 0.02 if self._running else 0.005))
+        # What is due but not for us must not make us spin.
+        return min(limits.poll, max(due, least))
 
-    async def _fill(self) -> None:
-        """Start as many due deliveries and erasures as the concurrency allows."""
+    async def _fill(self) -> bool:
+        """Start as many due deliveries and erasures as the concurrency allows; False when others have locked what is due."""
         room = self._settings.limits.concurrency - len(self._running)
         # Looking is cheaper than claiming, which writes.
         if room <= 0 or await self._store.next_due(self._settings.work) != 0:
-            return
-        for work in await self._claim(self._settings.work, room):
+            return True
+        claims = await self._claim(self._settings.work, room)
+        for work in claims:
             task = asyncio.create_task(self._carry_out(work))
             self._running.add(task)
             task.add_done_callback(self._ended)
+        return bool(claims)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
