@@ -85,7 +85,7 @@ async def deliver(store: SqlStore, claims: Sequence[Claim]) -> None:
 
 
 async def test_claimers_at_the_same_moment_take_different_pairs(postgres_uri: str) -> None:
-    await fill(postgres_uri, 16)
+    await fill(postgres_uri, 8)
     async with stores(postgres_uri, WORKERS) as claimers:
         taken: list[tuple[str, str]] = []
         alive: Counter[str] = Counter()
@@ -103,7 +103,7 @@ async def test_claimers_at_the_same_moment_take_different_pairs(postgres_uri: st
                     await deliver(store, [claim])
 
         await asyncio.gather(*map(work, claimers))
-    assert sorted(taken) == sorted((block, f"s{number}") for block in WORK.blocks for number in range(16))
+    assert sorted(taken) == sorted((block, f"s{number}") for block in WORK.blocks for number in range(8))
 
 
 async def test_a_claim_of_each_at_once_leaves_nothing_over(postgres_uri: str) -> None:
