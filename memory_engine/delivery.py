@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
@@ -24,7 +25,18 @@ from memory_engine.errors import BlockError, BlockTimeoutError, BlockUnavailable
 from memory_engine.guard import Interrupted, guarded
 from memory_engine.rows import message_of
 from memory_engine.settings import Clock, Limits
-from memory_engine.store import Chunk, Claim, ErasureClaim, Lease, StateChange, StateInUse, StateRow, Store, WorkFilter
+from memory_engine.store import (
+    BlockLag,
+    Chunk,
+    Claim,
+    ErasureClaim,
+    Lease,
+    StateChange,
+    StateInUse,
+    StateRow,
+    Store,
+    WorkFilter,
+)
 from memory_engine.telemetry import Telemetry
 from memory_engine.tokens import TokenCounter
 from memory_engine.usage import Usage
@@ -44,6 +56,12 @@ _MARGIN = 0.05
 """The share of a delivery's time that is left for ending in order."""
 _IN_USE = 0.02
 """Seconds until a state that is being changed by hand is looked at again."""
+_MOMENT = 0.01
+"""Seconds until a worker looks again, at least."""
+_LOCKED = 0.1
+"""The same, when what is due is locked by others, who may take their time."""
+_REPORTS = 15.0
+"""Seconds between two reports of how far blocks are behind: they count what waits."""
 _POLITE = 3
 """How often a delivery follows a change by hand before it takes its own turn to write."""
 GRACE = 5.0
@@ -77,6 +95,7 @@ class DeliveryWorker:
         self._unavailable: dict[tuple[str, str], int] = {}
         # What models cost in attempts that came to nothing: nothing of these is saved, so only this process can tell.
         self._failed_usage: dict[tuple[str, str], Usage] = {}
+        self._reported = -math.inf
 
     # -- life ------------------------------------------------------------------------------------------------
 
@@ -138,8 +157,9 @@ class DeliveryWorker:
         while True:
             self._woken.clear()
             try:
-                await self._fill()
-                pause = await self._pause()
+                found = await self._fill()
+                await self._report()
+                pause = await self._pause(_MOMENT if found else _LOCKED)
             except Exception:  # a worker that ends would leave everything pending without a word
                 log.exception("the queue of deliveries could not be read, trying again in %.1f s", self._settings.limits.poll)
                 pause = self._settings.limits.poll
@@ -149,25 +169,42 @@ class DeliveryWorker:
                     async with asyncio.timeout(pause):
                         await self._woken.wait()
 
-    async def _pause(self) -> float:
+    async def _report(self) -> None:
+        """Tell how far the blocks are behind, now and then. A worker of one session knows of no other."""
+        due = time.monotonic() >= self._reported + _REPORTS
+        if due and self._telemetry.counts_lags and self._settings.work.session_id is None:
+            self._reported = time.monotonic()
+            await self.lags()
+
+    async def lags(self) -> Mapping[str, BlockLag]:
+        """How far each block is behind; reported, too."""
+        found = {lag.block: lag for lag in await self._store.lags(self._settings.work)}
+        lags = {name: found.get(name, BlockLag(name)) for name in self._settings.definitions}
+        self._telemetry.lagging(lags.values())
+        return lags
+
+    async def _pause(self, least: float) -> float:
         limits = self._settings.limits
         if len(self._running) >= limits.concurrency:
             return limits.poll
-        pending = await self._store.pending(self._settings.work)
-        if pending.next_in is None:
+        due = await self._store.next_due(self._settings.work)
+        if due is None:
             return limits.poll
-        # What is due but claimed by somebody else (or by us, still running) must not make us spin.
-        return min(limits.poll, max(pending.next_in, 0.02 if self._running else 0.005))
+        # What is due but not for us must not make us spin.
+        return min(limits.poll, max(due, least))
 
-    async def _fill(self) -> None:
-        """Start as many due deliveries and erasures as the concurrency allows."""
+    async def _fill(self) -> bool:
+        """Start as many due deliveries and erasures as the concurrency allows; False when others have locked what is due."""
         room = self._settings.limits.concurrency - len(self._running)
-        if room <= 0 or not (await self._store.pending(self._settings.work)).any:
-            return
-        for work in await self._claim(self._settings.work, room):
+        # Looking is cheaper than claiming, which writes.
+        if room <= 0 or await self._store.next_due(self._settings.work) != 0:
+            return True
+        claims = await self._claim(self._settings.work, room)
+        for work in claims:
             task = asyncio.create_task(self._carry_out(work))
             self._running.add(task)
             task.add_done_callback(self._ended)
+        return bool(claims)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
@@ -177,7 +214,7 @@ class DeliveryWorker:
 
     async def run_once(self, work: WorkFilter) -> int:
         """One attempt at everything of `work` that is due, here and now. Returns how many pairs were tried."""
-        if not work.blocks or not (await self._store.pending(work)).any:
+        if await self._store.next_due(work) != 0:
             return 0
         claims = await self._claim(work, self._settings.limits.concurrency)
         # What the caller is changing by hand comes when it is done: here it would wait for itself.

@@ -31,7 +31,7 @@ from memory_engine.settings import (
     check_timeout,
     make_settings,
 )
-from memory_engine.store import BlockLag, Pending, Store, WorkFilter
+from memory_engine.store import Pending, Store, WorkFilter
 from memory_engine.telemetry import telemetry
 from memory_engine.tokens import TokenCounter
 
@@ -259,6 +259,8 @@ class MemoryEngine:
         if once:
             while await worker.run_once(self._work):
                 log.debug("looking for more to deliver")
+            if self._core.telemetry.counts_lags:
+                await worker.lags()
             return
         worker.start()
         try:
@@ -267,10 +269,8 @@ class MemoryEngine:
             await worker.finish(grace)
 
     async def stats(self) -> Stats:
-        """How far each block is behind, over all sessions of the database."""
-        await self._ready()
-        lags = {lag.block: lag for lag in await self._core.store.lags(self._work)}
-        return Stats({name: lags.get(name, BlockLag(name)) for name in self._core.definitions})
+        """How far each block is behind, over all sessions of the database; OpenTelemetry is told, too."""
+        return Stats(await (await self._ready()).worker.lags())
 
     # -- life ------------------------------------------------------------------------------------------------
 

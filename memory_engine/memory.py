@@ -15,6 +15,7 @@ from memory_engine.receipt import Context
 from memory_engine.session import BoundBlock, MessageLike, Session
 from memory_engine.settings import Limits, TokenizerFn, check_id, check_timeout
 from memory_engine.store import WorkFilter, scope_key
+from memory_engine.window import Shown
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -38,7 +39,7 @@ class Memory:
 
     def __init__(self, engine: MemoryEngine, session: Session, *, owns_engine: bool = False) -> None:
         self._engine, self._session, self._owns_engine = engine, session, owns_engine
-        self._previous: list[ChatMessage] = []
+        self._shown = Shown()
         self._on_write: Literal["do", "raise", "ignore"] = "do"
 
     @classmethod
@@ -165,8 +166,8 @@ class Memory:
             raise ConfigurationError("Give the query once: as `input` or as `messages`.")
         await self._engine._ready()
         query = input if input is not None else messages
-        context = await read_context(self._session, query, block_kwargs, self._previous)
-        self._previous = list(context.messages)
+        context = await read_context(self._session, query, block_kwargs, self._shown)
+        self._session.core.shown.note(self._shown, context.messages)
         return context
 
     async def get_all(self, *, last: int | None = None, archived: bool = False) -> list[ChatMessage]:

@@ -17,7 +17,7 @@ from memory_engine.sections import SectionRead, Sections
 from memory_engine.session import Core, Session
 from memory_engine.store import BlockTarget, Cursor, SessionRow, Snapshot, scope_key
 from memory_engine.view import CopyCache, ViewStep, build_view, shortener
-from memory_engine.window import Window, WindowEntry, entry_of
+from memory_engine.window import Shown, Window, WindowEntry, entry_of
 
 _ROUNDS = 100
 """More rounds than any real memory needs; each makes sections cheaper or the plan tighter."""
@@ -36,9 +36,7 @@ class _Turn:
     request: ContextRequest
 
 
-async def read_context(
-    session: Session, query: Query, block_kwargs: Mapping[str, Any], previous: Sequence[ChatMessage]
-) -> Context:
+async def read_context(session: Session, query: Query, block_kwargs: Mapping[str, Any], previous: Shown) -> Context:
     """The context of a session now; `previous` is what this handle returned last."""
     started = time.perf_counter()
     core = session.core
@@ -223,7 +221,7 @@ def _receipt(
     plan: ContextPlan,
     messages: Sequence[ChatMessage],
     tokens: Sequence[int],
-    previous: Sequence[ChatMessage],
+    previous: Shown,
     latency: float,
 ) -> Receipt:
     settings = turn.session.core.settings
@@ -241,7 +239,7 @@ def _receipt(
             ParkedReceipt(chunk.block, chunk.from_seq, chunk.to_seq, chunk.attempts, chunk.error)
             for chunk in turn.snapshot.parked
         ),
-        prefix_unchanged=_unchanged(messages, tokens, previous),
+        prefix_unchanged=sum(tokens[: previous.unchanged(messages)]),
         latency=latency,
         notes=_notes(turn),
     )
@@ -281,15 +279,6 @@ def _section_source(read: SectionRead) -> SourceReceipt:
         notes=() if read.bound is None else tuple(read.bound.context.notes),
         usage=read.bound.context.usage if read.bound is not None and read.bound.context.usage.calls else None,
     )
-
-
-def _unchanged(messages: Sequence[ChatMessage], tokens: Sequence[int], previous: Sequence[ChatMessage]) -> int:
-    unchanged = 0
-    for message, cost, before in zip(messages, tokens, previous, strict=False):
-        if message is not before and message != before:
-            break
-        unchanged += cost
-    return unchanged
 
 
 def _notes(turn: _Turn) -> tuple[str, ...]:

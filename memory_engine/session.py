@@ -37,7 +37,7 @@ from memory_engine.store import (
 )
 from memory_engine.telemetry import Telemetry
 from memory_engine.tokens import TokenCounter
-from memory_engine.window import StateCache, Windows
+from memory_engine.window import RecentlyShown, StateCache, Windows
 
 log = logging.getLogger("memory_engine.session")
 
@@ -61,6 +61,7 @@ class Core:
     telemetry: Telemetry
     windows: Windows = field(default_factory=Windows)
     states: StateCache = field(default_factory=StateCache)
+    shown: RecentlyShown = field(default_factory=RecentlyShown)
     background: set[asyncio.Task[Any]] = field(default_factory=set)
     unawaited: set[asyncio.Task[Any]] = field(default_factory=set)
     policy: FlushPolicy = field(init=False)

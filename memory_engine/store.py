@@ -493,7 +493,11 @@ class Store(Protocol):
         """Give each of `spec.receivers` a cursor that has none: from seq 0 (or, `start="now"`, from the horizon) to it."""
 
     async def claim(self, work: WorkFilter, *, seconds: float, limit: int) -> tuple[Claim, ...]:
-        """Take due deliveries (back-off over, no live lease on the pair), at most one for each (scope, block) pair."""
+        """Take due deliveries (back-off over, no live lease on the pair), at most one for each (scope, block) pair.
+
+        Pairs that were served longest ago come first. It waits for no other transaction that claims, delivers or puts: what
+        those have locked is left for the next time.
+        """
 
     async def read_chunk(self, claim: Claim, flush_size: int) -> Chunk | None:
         """The next chunk of a claim: one flush, split by `plan_chunks`. None when session or lease are gone."""
@@ -523,7 +527,13 @@ class Store(Protocol):
         """Give a lease back; nothing happens when it is not held any more."""
 
     async def pending(self, work: WorkFilter) -> Pending:
-        """What waits for delivery or erasure. Parked chunks do not wait."""
+        """What waits for delivery or erasure. Parked chunks do not wait. It counts, so its cost grows with what waits."""
+
+    async def next_due(self, work: WorkFilter) -> float | None:
+        """In how many seconds to look again for something to claim (0 = now, None = nothing waits); it counts nothing.
+
+        What is leased by somebody else is due when the first lease of these blocks would end.
+        """
 
     async def listen(self, wake: Callable[[], None]) -> None:
         """Call `wake` whenever there may be new work for blocks, until cancelled; returns when this database cannot tell."""

@@ -3,20 +3,23 @@
 Metrics: `memory_engine.put.messages`, `memory_engine.put.duration`, `memory_engine.get.duration`,
 `memory_engine.get.tokens` (by source), `memory_engine.flush.tokens`, `memory_engine.deliveries` (by block and outcome),
 `memory_engine.delivery.duration`, `memory_engine.block.failures`, `memory_engine.block.lag`,
-`memory_engine.model.calls` and `memory_engine.model.tokens` (by block; by outcome, by direction). Durations in seconds. No
-text of a conversation and no id of a user is ever reported; of an error only its type (`error.type`).
+`memory_engine.model.calls` and `memory_engine.model.tokens` (by block; by outcome, by direction). Over all sessions of the
+database, by block, reported every few seconds by whoever delivers: `memory_engine.lag.sessions`, `memory_engine.lag.messages`,
+`memory_engine.lag.parked` and `memory_engine.lag.erasures`. Durations in seconds. No text of a conversation and no id of a
+user is ever reported; of an error only its type (`error.type`).
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from memory_engine.receipt import Receipt
+    from memory_engine.store import BlockLag
     from memory_engine.usage import Usage
 
 _NAME = "memory_engine"
@@ -25,6 +28,9 @@ _NO_SPAN = nullcontext()
 
 class Telemetry:
     """Counts nothing: what is used when OpenTelemetry is not installed."""
+
+    counts_lags = False
+    """Whether `lagging` is worth the count."""
 
     def span(self, name: str, **attributes: str | int | float) -> AbstractContextManager[None]:
         """A span around the body."""
@@ -44,6 +50,9 @@ class Telemetry:
 
     def used(self, block: str, usage: Usage) -> None:
         """A block called its model."""
+
+    def lagging(self, lags: Iterable[BlockLag]) -> None:
+        """How far blocks are behind, over all sessions of the database."""
 
 
 class OpenTelemetry(Telemetry):
@@ -68,6 +77,10 @@ class OpenTelemetry(Telemetry):
         self._model_calls = meter.create_counter(f"{_NAME}.model.calls", unit="{call}")
         self._model_tokens = meter.create_counter(f"{_NAME}.model.tokens", unit="{token}")
         self._lag = meter.create_gauge(f"{_NAME}.block.lag", unit="{message}")
+        units = {"sessions": "{session}", "messages": "{message}", "parked": "{chunk}", "erasures": "{erasure}"}
+        self._lags = {name: meter.create_gauge(f"{_NAME}.lag.{name}", unit=unit) for name, unit in units.items()}
+        # Without an SDK nobody can listen.
+        self.counts_lags = find_spec("opentelemetry.sdk") is not None
 
     def span(self, name: str, **attributes: str | int | float) -> AbstractContextManager[None]:
         if self._nobody_listens():
@@ -122,6 +135,11 @@ class OpenTelemetry(Telemetry):
         self._model_calls.add(usage.failed, {"block": block, "outcome": "failed"})
         self._model_tokens.add(usage.input_tokens, {"block": block, "direction": "input"})
         self._model_tokens.add(usage.output_tokens, {"block": block, "direction": "output"})
+
+    def lagging(self, lags: Iterable[BlockLag]) -> None:
+        for lag in lags:
+            for name, gauge in self._lags.items():
+                gauge.set(getattr(lag, name), {"block": lag.block})
 
 
 def telemetry() -> Telemetry:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 from memory_engine.messages import ChatMessage
 from memory_engine.rows import message_of
@@ -138,6 +140,49 @@ def _head(entries: Sequence[WindowEntry], horizon: int) -> int | None:
         if entry.role == "user" and entry.seq < horizon:
             head = entry.seq
     return None
+
+
+class Shown:
+    """What a handle returned last, to say how much of the next context is the same."""
+
+    __slots__ = ("_hashes", "_messages")
+
+    def __init__(self) -> None:
+        self._messages: tuple[ChatMessage, ...] = ()
+        self._hashes = array("q")
+
+    def note(self, messages: Sequence[ChatMessage]) -> None:
+        """This is what it returned now."""
+        self._messages, self._hashes = tuple(messages), array("q")
+
+    def shrink(self) -> None:
+        """Keep a number for each message, instead of the message."""
+        self._hashes.extend(map(hash, self._messages))
+        self._messages = ()
+
+    def unchanged(self, messages: Sequence[ChatMessage]) -> int:
+        """With how many of the same messages these begin."""
+        if self._hashes:
+            pairs = zip(map(hash, messages), self._hashes, strict=False)
+            return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        pairs_of_messages = zip(messages, self._messages, strict=False)
+        return sum(1 for _ in takewhile(lambda pair: pair[0] is pair[1] or pair[0] == pair[1], pairs_of_messages))
+
+
+class RecentlyShown:
+    """Bounds what handles keep of what they returned: whole messages only the `size` of them that were used last."""
+
+    def __init__(self, size: int = 1024) -> None:
+        self._size = size
+        self._recent: OrderedDict[int, Shown] = OrderedDict()
+
+    def note(self, shown: Shown, messages: Sequence[ChatMessage]) -> None:
+        """Note what a handle returned."""
+        shown.note(messages)
+        self._recent[id(shown)] = shown
+        self._recent.move_to_end(id(shown))
+        if len(self._recent) > self._size:
+            self._recent.popitem(last=False)[1].shrink()
 
 
 class StateCache:

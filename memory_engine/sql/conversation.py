@@ -18,7 +18,7 @@ from memory_engine.sql.flushing import Flushing, is_over
 from memory_engine.sql.prepared import Prepared
 from memory_engine.sql.reading import Reading, check_owner, message_columns, message_row, session_columns
 from memory_engine.sql.states import batches, upsert
-from memory_engine.sql.tables import Tables
+from memory_engine.sql.tables import Tables, is_pinned
 from memory_engine.store import (
     AppendResult,
     Draft,
@@ -65,7 +65,7 @@ class Conversation:
             func.coalesce(func.sum(messages.c.tokens), 0),
             func.coalesce(func.sum(case((messages.c.role == "user", 1), else_=0)), 0),
         ).where(of_session, messages.c.pinned == 0, messages.c.seq >= bindparam("p_horizon"))
-        self._pinned = select(func.coalesce(func.sum(messages.c.tokens), 0)).where(of_session, messages.c.pinned == 1)
+        self._pinned = select(func.coalesce(func.sum(messages.c.tokens), 0)).where(of_session, is_pinned(messages))
         self._newest_turn = select(func.max(messages.c.seq)).where(
             of_session,
             messages.c.role == "user",

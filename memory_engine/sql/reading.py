@@ -10,7 +10,7 @@ from sqlalchemy import Column, Connection, Select, bindparam, literal, select, u
 
 from memory_engine.errors import SessionOwnerError
 from memory_engine.sql.states import after_prefix
-from memory_engine.sql.tables import Tables, erases, rows_as_json
+from memory_engine.sql.tables import Tables, erases, is_of_scope, is_pinned, rows_as_json
 from memory_engine.store import (
     Cursor,
     MessageRow,
@@ -91,7 +91,7 @@ class Reading:
         after = messages.c.seq > bindparam("p_after")
         seq, pinned = messages.c.seq, messages.c.pinned
         active = (seq >= bindparam("p_from"), seq < bindparam("p_end"))
-        pinned_below = (pinned == 1, seq < bindparam("p_horizon"), after)
+        pinned_below = (is_pinned(messages), seq < bindparam("p_horizon"), after)
         turn = (seq == bindparam("p_turn"), pinned == 0, seq < bindparam("p_horizon"), after)
         # The user message of the turn that the horizon cuts: what is left of the turn cannot be shown without it.
         rows = messages.alias("others")
@@ -110,7 +110,11 @@ class Reading:
         self._last = everything.order_by(seq.desc()).limit(bindparam("p_limit"))
         # The cursor ties session, block and scope together: no other session's messages can be asked for.
         c, given = tables.cursors.c, messages.c.seq.between(bindparam("p_from"), bindparam("p_to") - 1)
-        mine = (c.scope_key == bindparam("p_scope"), c.block == bindparam("p_block"), sessions.c.uid == bindparam("p_uid"))
+        mine = (
+            is_of_scope(tables.cursors, bindparam("p_scope")),
+            c.block == bindparam("p_block"),
+            sessions.c.uid == bindparam("p_uid"),
+        )
         fed = select(*columns).join_from(tables.cursors, sessions, sessions.c.pk == c.session_pk)
         fed = fed.join(messages, messages.c.session_pk == sessions.c.pk).where(*mine, given)
         delivered = (messages.c.seq >= c.start_seq, messages.c.seq < c.target, messages.c.role.not_in(("system", "developer")))

@@ -11,7 +11,7 @@ from memory_engine.sql.conversation import Conversation, pin_turns
 from memory_engine.sql.flushing import Flushing, is_over
 from memory_engine.sql.reading import message_columns, message_rows
 from memory_engine.sql.states import batches
-from memory_engine.sql.tables import Tables
+from memory_engine.sql.tables import Tables, is_pinned
 from memory_engine.store import AppendResult, Draft, FlushPolicy, MessageRow, SessionRow, SessionSpec
 
 
@@ -70,7 +70,7 @@ class Replacing:
     def _unpin(self, connection: Connection, session: SessionRow, *, kept: Sequence[int]) -> None:
         """Archived messages that were visible only because they were pinned stay in the archive, no longer visible."""
         messages = self._tables.messages
-        pinned = (messages.c.session_pk == session.pk, messages.c.pinned == 1, messages.c.seq < session.horizon)
+        pinned = (messages.c.session_pk == session.pk, is_pinned(messages), messages.c.seq < session.horizon)
         seqs = set(connection.execute(select(messages.c.seq).where(*pinned)).scalars()) - set(kept)
         for batch in batches(sorted(seqs)):
             own = (messages.c.session_pk == session.pk, messages.c.seq.in_(batch))

@@ -11,7 +11,7 @@ from functools import lru_cache
 from itertools import islice
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Select, bindparam, delete, func, insert, or_, select, update
+from sqlalchemy import ARRAY, Connection, Select, Text, bindparam, delete, func, insert, literal, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from memory_engine.sql.postgresql import announce
@@ -73,6 +73,16 @@ class Leases:
         self._renew = update(leases).where(*self._alive).values(until=epoch_seconds() + bindparam("p_seconds"))
         given_back = or_(leases.c.token == bindparam("p_token"), leases.c.token == _REVOKED + bindparam("p_token"))
         self._release = delete(leases).where(*mine[:-1], given_back)
+        # For PostgreSQL alone.
+        names = (func.unnest(bindparam(f"p_{name}", type_=ARRAY(Text))).label(name) for name in ("scopes", "blocks"))
+        pairs = select(*names).subquery("pairs")
+        name = func.hashtextextended(pairs.c.blocks + literal(f" {leases.name} ") + pairs.c.scopes, 0)
+        self._lock_names = select(pairs.c.scopes.label("scope_key"), pairs.c.blocks.label("block")).where(
+            func.pg_try_advisory_xact_lock(name)
+        )
+        same = (leases.c.scope_key == pairs.c.scopes, leases.c.block == pairs.c.blocks, leases.c.purpose == "deliver")
+        self._there = select(leases.c.scope_key, leases.c.block).where(*same)
+        self._lock_there = self._there.with_for_update(of=leases, skip_locked=True)
 
     def take(
         self, connection: Connection, scope_key: str, block: str, seconds: float, purpose: Purpose = "deliver"
@@ -91,6 +101,47 @@ class Leases:
         ).returning(leases.c.token)
         taken = connection.execute(statement).first()
         return Lease(scope_key, block, token, purpose) if taken is not None else None
+
+    def take_free(self, connection: Connection, pairs: Sequence[tuple[str, str]], seconds: float) -> list[Lease]:
+        """The leases to deliver to those of the pairs that nobody else holds, or is about to take or to give back."""
+        if connection.dialect.name == "postgresql":
+            pairs = self._unlocked(connection, pairs)
+        if not pairs:
+            return []
+        leases = self._tables.leases
+        tokens = {pair: secrets.token_hex(16) for pair in pairs}
+        until = epoch_seconds() + seconds
+        statement = upsert(connection, leases).values(
+            [
+                {
+                    "scope_key": scope_key,
+                    "block": block,
+                    "purpose": "deliver",
+                    "owner": self._owner,
+                    "token": token,
+                    "until": until,
+                }
+                for (scope_key, block), token in tokens.items()
+            ]
+        )
+        statement = statement.on_conflict_do_update(
+            index_elements=[leases.c.scope_key, leases.c.block, leases.c.purpose],
+            set_={name: statement.excluded[name] for name in ("owner", "token", "until")},
+            where=leases.c.until <= epoch_seconds(),
+        ).returning(leases.c.scope_key, leases.c.block)
+        taken = {(row.scope_key, row.block) for row in connection.execute(statement).all()}
+        return [Lease(*pair, token) for pair, token in tokens.items() if pair in taken]
+
+    def _unlocked(self, connection: Connection, pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Those of the pairs whose lease can be taken without waiting for another transaction.
+
+        A lease that is not there yet has no row to lock: who takes one locks the name of the pair, until the transaction ends.
+        """
+        given = {"p_scopes": [scope for scope, _ in pairs], "p_blocks": [block for _, block in pairs]}
+        mine = {(row.scope_key, row.block) for row in connection.execute(self._lock_names, given).all()}
+        there = {(row.scope_key, row.block) for row in connection.execute(self._there, given).all()}
+        locked = {(row.scope_key, row.block) for row in connection.execute(self._lock_there, given).all()}
+        return [pair for pair in pairs if pair in mine and (pair in locked or pair not in there)]
 
     @contextmanager
     def writing(self, connection: Connection, lease: Lease, held: Lease | None = None) -> Iterator[None]:

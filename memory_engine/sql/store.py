@@ -304,6 +304,9 @@ class SqlStore:
     async def pending(self, work: WorkFilter) -> Pending:
         return await self._read(self._deliveries.pending, work)
 
+    async def next_due(self, work: WorkFilter) -> float | None:
+        return await self._read(self._deliveries.next_due, work)
+
     async def listen(self, wake: Callable[[], None]) -> None:
         if not self._connected:
             await self.connect()

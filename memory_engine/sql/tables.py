@@ -19,10 +19,13 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    func,
+    literal_column,
 )
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.types import NullType
 
 from memory_engine.errors import ConfigurationError
 
@@ -69,6 +72,27 @@ def _postgresql_rows(element: rows_as_json, compiler: SQLCompiler, **kw: Any) ->
     return f"coalesce(json_agg(json_build_array({compiler.process(element.clauses, **kw)})), '[]')::text"
 
 
+class is_one_of(FunctionElement[Any]):  # noqa: N801
+    """Whether a column has one of the few values of a select, which are known before any row is looked at."""
+
+    # Not Boolean(), which would become "… = 1" on SQLite, and no index could answer that.
+    type = NullType()
+    inherit_cache = True
+
+
+@compiles(is_one_of, "sqlite")
+def _sqlite_one_of(element: is_one_of, compiler: SQLCompiler, **kw: Any) -> str:
+    column, values = element.clauses
+    return f"{compiler.process(column, **kw)} IN {compiler.process(values, **kw)}"
+
+
+@compiles(is_one_of, "postgresql")
+def _postgresql_one_of(element: is_one_of, compiler: SQLCompiler, **kw: Any) -> str:
+    # What IN asks for may be read as a join, for which a planner may prefer to read the whole table.
+    column, values = element.clauses
+    return f"{compiler.process(column, **kw)} = ANY (ARRAY{compiler.process(values, **kw)})"
+
+
 @dataclass(frozen=True, slots=True)
 class Tables:
     """All tables of one prefix."""
@@ -88,6 +112,36 @@ class Tables:
     @property
     def names(self) -> frozenset[str]:
         return frozenset(table.name for table in self.metadata.sorted_tables)
+
+
+def is_pinned(messages: Any) -> ColumnElement[bool]:
+    """Whether a message is pinned; written as the index is, which a plan for any parameters could not use otherwise."""
+    pinned: ColumnElement[bool] = messages.c.pinned == literal_column("1")
+    return pinned
+
+
+WIDE = "g:"
+"""How the keys of tenants' scopes begin, which many sessions feed."""
+
+
+def is_wide(cursors: Any) -> ColumnElement[bool]:
+    """Whether a cursor's scope is a tenant's; written as the indexes are."""
+    start = func.substr(cursors.c.scope_key, literal_column("1"), literal_column(str(len(WIDE))))
+    wide: ColumnElement[bool] = start == literal_column(f"'{WIDE}'")
+    return wide
+
+
+def is_of_scope(cursors: Any, scope_key: Any) -> ColumnElement[bool]:
+    """Whether a cursor that is found by its session is of that scope; no plan goes by the scope, which may have many."""
+    same: ColumnElement[bool] = cursors.c.scope_key.concat(literal_column("''")) == scope_key
+    return same
+
+
+def wide_key(cursors: Any) -> Any:
+    """What follows in the key of a tenant's scope. Only the index of what waits in wide scopes begins with it, so that no plan
+    takes the one that holds what does not wait, too.
+    """
+    return func.substr(cursors.c.scope_key, literal_column(str(len(WIDE) + 1)))
 
 
 def erases(tables: Tables) -> ColumnElement[bool]:
@@ -171,7 +225,7 @@ def _messages(prefix: str, metadata: MetaData) -> Table:
         Column("results", Text()),
     )
     Index(f"{prefix}messages_id", table.c.session_pk, table.c.message_id, unique=True)
-    pinned = table.c.pinned == 1
+    pinned = is_pinned(table)
     Index(f"{prefix}messages_pinned", table.c.session_pk, table.c.seq, sqlite_where=pinned, postgresql_where=pinned)
     return table
 
@@ -200,14 +254,14 @@ def _cursors(prefix: str, metadata: MetaData) -> Table:
         _required("next_attempt_at", Float()),
         Column("last_error", Text()),
     )
+    # Each row that waits is in one of the two; most are in none.
     pending = table.c.cursor < table.c.target
-    Index(
-        f"{prefix}block_cursors_pending",
-        table.c.block,
-        table.c.next_attempt_at,
-        sqlite_where=pending,
-        postgresql_where=pending,
+    places: tuple[tuple[str, tuple[Any, ...], Any], ...] = (
+        ("pending", (table.c.block, table.c.next_attempt_at, table.c.session_pk), pending & ~is_wide(table)),
+        ("wide", (table.c.block, wide_key(table), table.c.next_attempt_at, table.c.session_pk), pending & is_wide(table)),
     )
+    for name, columns, where in places:
+        Index(f"{prefix}block_cursors_{name}", *columns, sqlite_where=where, postgresql_where=where)
     Index(f"{prefix}block_cursors_scope", table.c.scope_key, table.c.block)
     return table
 
@@ -271,9 +325,9 @@ def _parked(prefix: str, metadata: MetaData) -> Table:
         Column("redeliver_at", Float()),
         sqlite_autoincrement=True,
     )
-    waiting = table.c.redeliver_at.is_not(None)
-    Index(f"{prefix}parked_session", table.c.session_pk)
-    Index(f"{prefix}parked_due", table.c.block, table.c.redeliver_at, sqlite_where=waiting, postgresql_where=waiting)
+    Index(f"{prefix}parked_session", table.c.session_pk, table.c.block)
+    Index(f"{prefix}parked_scope", table.c.scope_key, table.c.block)
+    Index(f"{prefix}parked_due", table.c.block, table.c.redeliver_at, table.c.id)
     return table
 
 
@@ -294,6 +348,7 @@ def _erasures(prefix: str, metadata: MetaData) -> Table:
         Column("last_error", Text()),
         sqlite_autoincrement=True,
     )
-    Index(f"{prefix}erasures_due", table.c.block, table.c.due_at)
+    Index(f"{prefix}erasures_due", table.c.block, table.c.due_at, table.c.id)
     Index(f"{prefix}erasures_scope", table.c.scope_key, table.c.block)
+    Index(f"{prefix}erasures_session", table.c.tenant, table.c.session_id, table.c.block)
     return table

@@ -55,7 +55,8 @@ class Together:
         given = select(*lists).subquery("given").c
         self._grow = (
             update(sessions)
-            .where(sessions.c.pk == given.pk)
+            # Said twice, for the planner: it takes the index for a list, and might read a small table for a join.
+            .where(sessions.c.pk == given.pk, sessions.c.pk == func.any(pks))
             .values(
                 next_seq=sessions.c.next_seq + given.number,
                 turn_seq=case((given.turn < 0, sessions.c.turn_seq), else_=sessions.c.next_seq + given.turn),

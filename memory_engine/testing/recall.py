@@ -11,7 +11,7 @@ from memory_engine.messages import ChatMessage
 from memory_engine.reading import read_context
 from memory_engine.receipt import Context
 from memory_engine.session import Session
-from memory_engine.window import Windows
+from memory_engine.window import Shown, Windows
 
 _SHOWN = 1_500
 """Characters of the context that a failure shows; the beginning and the end of a longer one."""
@@ -69,7 +69,7 @@ async def _context_at(memory: Memory, question: str, tokens: int | None) -> Cont
     )
     tenant, session_id, user_id, metadata = session.identity
     onlooker = _Onlooker(core, tenant=tenant, session_id=session_id, user_id=user_id, metadata=metadata)
-    context = await read_context(onlooker, question, {}, ())
+    context = await read_context(onlooker, question, {}, Shown())
     await core.settle()
     return context
 

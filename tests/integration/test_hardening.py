@@ -236,6 +236,68 @@ async def test_calls_of_models_are_counted_also_when_a_delivery_fails(monkeypatc
     assert counted["memory_engine.deliveries", "facts", "failed"] == 2
 
 
+def gauges(reader: InMemoryMetricReader) -> dict[tuple[str, str], int]:
+    """The gauges of lag as they stand, by name and block."""
+    data = reader.get_metrics_data()
+    found = {} if data is None else json.loads(data.to_json())["resource_metrics"][0]["scope_metrics"][0]["metrics"]
+    return {
+        (metric["name"].removeprefix("memory_engine.lag."), point["attributes"]["block"]): point["value"]
+        for metric in found
+        if metric["name"].startswith("memory_engine.lag.")
+        for point in metric["data"]["data_points"]
+    }
+
+
+async def test_lag_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """By whoever delivers, as soon as it starts, when it ends, and when it is asked; of the whole database."""
+    reader = InMemoryMetricReader()
+    monkeypatch.setattr(metrics, "get_meter", MeterProvider([reader]).get_meter)
+    settings: dict[str, Any] = {
+        "async_database_uri": f"sqlite+aiosqlite:///{tmp_path / 'memory.db'}",
+        "memory_blocks": [StaticMemoryBlock(name="fixed", static_content="x"), Refusing(name="notes")],
+        "limits": Limits(first_retry=0.01, last_retry=0.02, max_attempts=1, poll=0.01),
+    }
+    async with MemoryEngine(**settings, delivery="worker") as agent:
+        for memory in (agent.session(f"s{number}") for number in range(3)):
+            await memory.put_messages([user("one"), user("two")])
+            await memory.flush(final=True)
+        assert gauges(reader) == {}
+        stats = await agent.stats()
+        assert (stats.blocks["notes"].sessions, stats.blocks["notes"].messages) == (3, 6)
+        told = gauges(reader)
+        assert [told[name, "notes"] for name in ("sessions", "messages", "parked", "erasures")] == [3, 6, 0, 0]
+        assert told["messages", "fixed"] == 0
+        # What refuses is parked, and said so at the end.
+        await agent.work(once=True)
+        assert [gauges(reader)[name, "notes"] for name in ("sessions", "messages", "parked", "erasures")] == [0, 0, 3, 0]
+        await agent.session("s2").put(user("three"))
+        await agent.session("s2").flush(final=True)
+    reader = InMemoryMetricReader()
+    monkeypatch.setattr(metrics, "get_meter", MeterProvider([reader]).get_meter)
+    async with MemoryEngine(**settings):
+        while ("parked", "notes") not in gauges(reader):
+            await asyncio.sleep(0.01)
+        assert gauges(reader)["parked", "notes"] >= 3
+    # One session knows of no other.
+    reader = InMemoryMetricReader()
+    monkeypatch.setattr(metrics, "get_meter", MeterProvider([reader]).get_meter)
+    async with Memory.from_defaults("s0", **settings) as one:
+        await one.put(user("four"))
+        await one.flush(final=True)
+        await one.drain(30)
+    assert gauges(reader) == {}
+
+
+class Refusing(BaseMemoryBlock[str]):
+    """Absorbs nothing."""
+
+    async def _aget(self, messages: list[ChatMessage] | None = None, **block_kwargs: Any) -> str:
+        return ""
+
+    async def _aput(self, messages: list[ChatMessage]) -> None:
+        raise ValueError("no")
+
+
 def test_spans_tell_the_type_of_an_error_and_not_its_text(monkeypatch: pytest.MonkeyPatch) -> None:
     exporter, provider = InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))

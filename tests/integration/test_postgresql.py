@@ -124,7 +124,8 @@ async def test_an_engine_of_the_users_stays_theirs(postgres_uri: str) -> None:
     engine = engine_at(postgres_uri, async_database_uri=None, async_engine=theirs)
     await asyncio.gather(*(say(engine.session(f"s{n}"), 0, range(5)) for n in range(8)))
     await engine.drain(PATIENCE)
-    assert theirs.pool.checkedout() == 0, "nothing is kept between transactions"
+    while theirs.pool.checkedout():  # by the worker, which looks for more; nothing is kept between transactions
+        await asyncio.sleep(0.01)
     await engine.aclose()
     async with theirs.connect() as connection:
         assert (await connection.execute(text("SELECT count(*) FROM memory_messages"))).scalar_one() == 40

@@ -33,7 +33,7 @@ from memory_engine.errors import (
 from memory_engine.sql import SqlStore
 from memory_engine.sql.schema import upgrade
 from memory_engine.sql.tables import SCHEMA_VERSION
-from memory_engine.store import BlockTarget, Draft, FlushPolicy, RecordRow, SessionSpec, StateChange, WorkFilter
+from memory_engine.store import BlockTarget, Draft, FlushPolicy, RecordRow, SessionSpec, StateChange
 
 ROOMY = FlushPolicy(threshold=10**9, flush_size=1000)
 SPEC = SessionSpec("t", "s", "u", "tok")
@@ -522,17 +522,6 @@ async def test_plans_of_the_conversation(seeded: SqlStore) -> None:
     check_plan(await plan(seeded, conversation._pinned), "memory_messages_pinned")
     check_plan(await plan(seeded, conversation._sums), "(session_pk=? AND seq>?)")
     check_plan(await plan(seeded, conversation._by_id), "memory_messages_id (session_pk=? AND message_id=?)")
-
-
-async def test_plans_of_the_queue(seeded: SqlStore) -> None:
-    work = WorkFilter(("a", "b"))
-    for one in (work, replace(work, tenant="t", session_id="s1")):
-        claims = await plan(seeded, seeded._deliveries.cursor_statement(one, 4))
-        check_plan(claims, "memory_block_cursors_pending (block=?", "memory_block_leases")
-        check_plan(await plan(seeded, seeded._deliveries.parked_statement(one, 4)), "memory_parked_due (block=?")
-        check_plan(await plan(seeded, seeded._deliveries.erasure_statement(one, 4)), "memory_erasures_due (block=?")
-        pending = await plan(seeded, seeded._deliveries.pending_statement(one))
-        check_plan(pending, "memory_block_cursors_pending (block=?", "memory_parked_due", "memory_erasures_due")
 
 
 async def test_plans_of_listing_and_records(seeded: SqlStore) -> None:
