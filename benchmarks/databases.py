@@ -32,15 +32,16 @@ class Databases:
         """A copy of one that nobody has open."""
         raise NotImplementedError
 
+    async def remove(self, uri: str) -> None:
+        """Remove one that nobody has open."""
+        raise NotImplementedError
+
     async def rest(self) -> None:
         """Let what was written so far be written to its end, so that it does not disturb what is measured next."""
 
     async def settings(self) -> dict[str, str]:
         """What decides how long a commit takes."""
         return {}
-
-    async def drop(self) -> None:
-        """Remove all that were made."""
 
 
 class SqliteFiles(Databases):
@@ -58,6 +59,10 @@ class SqliteFiles(Databases):
     async def copy(self, uri: str, name: str) -> str:
         await asyncio.to_thread(shutil.copyfile, sqlite_path(uri), sqlite_path(self._uri(name)))
         return self._uri(name)
+
+    async def remove(self, uri: str) -> None:
+        for ending in ("", "-wal", "-shm"):
+            sqlite_path(uri + ending).unlink(missing_ok=True)
 
 
 class PostgresDatabases(Databases):
@@ -77,6 +82,10 @@ class PostgresDatabases(Databases):
     async def copy(self, uri: str, name: str) -> str:
         return await self._create(name, f"TEMPLATE {make_url(uri).database}")
 
+    async def remove(self, uri: str) -> None:
+        await self._execute(f"DROP DATABASE IF EXISTS {make_url(uri).database} WITH (FORCE)")
+        self._made.remove(uri)
+
     async def rest(self) -> None:
         with suppress(_error("InsufficientPrivilegeError")):
             await self._execute("CHECKPOINT")
@@ -86,14 +95,15 @@ class PostgresDatabases(Databases):
         return {name: await self._execute(f"SHOW {name}") for name in names}
 
     async def drop(self) -> None:
-        while self._made:
-            await self._execute(f"DROP DATABASE IF EXISTS {self._made.pop()} WITH (FORCE)")
+        """Remove all that were made."""
+        for uri in list(self._made):
+            await self.remove(uri)
 
     async def _create(self, name: str, how: str) -> str:
         database = f"bench_{os.getpid()}_{name}".replace("-", "_")
         await self._execute(f"CREATE DATABASE {database} {how}")
-        self._made.append(database)
-        return self._server.set(database=database).render_as_string(hide_password=False)
+        self._made.append(self._server.set(database=database).render_as_string(hide_password=False))
+        return self._made[-1]
 
     async def _execute(self, statement: str, uri: str | None = None) -> str:
         """Run a statement in a session of its own; the first value that it returned."""

@@ -1,7 +1,7 @@
 """Latency of `put` and `get` against the length of the history, beside what one would use instead, in one run.
 
     python benchmarks/overhead.py [--quick] [--sizes 10,100,1000,10000,100000] [--repeat 200] [--blocks]
-                                  [--database sqlite|postgresql [--uri postgresql://...]] [--json PATH]
+                                  [--database sqlite|postgresql [--uri postgresql://...]] [--alone] [--json PATH]
 
 How to read what it prints is in benchmarks/README.md.
 """
@@ -90,6 +90,7 @@ class Plan:
     database: Kind = "sqlite"
     uri: str | None = None
     """A PostgreSQL server to use instead of starting one."""
+    alone: bool = False
 
     def sessions(self, size: int) -> int:
         """How many sessions keep the growth of each within a tenth of the size (or 5), warm-up included."""
@@ -118,6 +119,8 @@ def contenders(plan: Plan, conversation: Conversation, templates: Sequence[Templ
             (OpenAISqlAlchemy.name, partial(OpenAISqlAlchemy, WINDOW_MESSAGES)),
         ]
     makers.append((LangChain.name, LangChain))
+    if plan.alone:
+        makers = makers[:3]
     if plan.blocks:
         makers += [(Ours.name, partial(Ours, block=True)), (Llama.name, partial(Llama, block=True))]
     found, missing = [], []
@@ -309,6 +312,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="sizes 10, 100 and 1000, 30 rounds: some 15 seconds")
     parser.add_argument("--database", choices=get_args(Kind), default="sqlite", help="where everyone stores (default sqlite)")
     parser.add_argument("--uri", help="a PostgreSQL server where databases may be made (default: one is started, fsync on)")
+    parser.add_argument("--alone", action="store_true", help="without other libraries: only the engine and its lower limits")
     parser.add_argument("--blocks", action="store_true", help="also measure with one static memory block")
     return parser.parse_args(given)
 
@@ -322,7 +326,7 @@ def plan_of(options: argparse.Namespace) -> Plan:
         raise SystemExit("sizes and repeat are whole numbers from 1 up")
     if options.uri and options.database != "postgresql":
         raise SystemExit("--uri is for --database postgresql")
-    return Plan(sizes, repeat, options.blocks, options.database, options.uri)
+    return Plan(sizes, repeat, options.blocks, options.database, options.uri, options.alone)
 
 
 def main(given: Sequence[str] | None = None) -> None:
