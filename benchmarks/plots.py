@@ -140,17 +140,20 @@ def _draw(panel: Any, curves: Sequence[Curve]) -> None:
         across, up = zip(*curve.points, strict=True)
         options = {"color": look.colour, "marker": look.marker, "linestyle": look.style, "linewidth": look.width}
         panel.plot(across, up, label=look.label, markersize=6, **options)
-    places = sorted({place for curve in curves for place, _ in curve.points})
     panel.set_xscale("log")
     panel.set_yscale("log")
-    panel.set_xticks(places, [f"{place:,}" for place in places])
-    panel.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
+    panel.yaxis.set_major_locator(imported("matplotlib.ticker", "matplotlib").LogLocator(subs=(1, 2, 5), numticks=30))
     panel.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+    panel.tick_params(axis="y", which="minor", left=False)
     panel.grid(alpha=0.3)
 
 
 def _finish(figure: Any, axes: Any, path: Path) -> None:
-    """One legend for all panels, below them, ours first."""
+    """What was measured marks the axis; one legend for all panels, below them, ours first."""
+    places = sorted({place for panel in axes.flat for line in panel.get_lines() for place in line.get_xdata()})
+    for panel in axes.flat:
+        panel.set_xticks(places, [f"{place:,}" for place in places])
+        panel.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
     labelled = {
         label: handle
         for panel in axes.flat
