@@ -55,6 +55,8 @@ SECONDS = 200
 WINDOW_MESSAGES = 305
 """About what 21,000 tokens hold; for systems that count messages instead."""
 
+Maker = tuple[str, Callable[[], Contender]]
+
 
 @dataclass(slots=True)
 class Field:
@@ -91,6 +93,7 @@ class Plan:
     uri: str | None = None
     """A PostgreSQL server to use instead of starting one."""
     alone: bool = False
+    """Without other libraries."""
 
     def sessions(self, size: int) -> int:
         """How many sessions keep the growth of each within a tenth of the size (or 5), warm-up included."""
@@ -102,29 +105,20 @@ class Plan:
 
 def contenders(plan: Plan, conversation: Conversation, templates: Sequence[Template]) -> tuple[list[Contender], list[str]]:
     """A fresh set of systems, and why some are missing."""
-    makers: list[tuple[str, Callable[[], Contender]]] = [(Ours.name, Ours)]
+    own: list[Maker] = [(Ours.name, Ours)]
+    others: list[Maker] = [(Llama.name, Llama)]
     if plan.database == "sqlite":
-        makers += [
-            (Bare.name, partial(Bare, conversation, templates)),
-            (Raw.name, partial(Raw, conversation, templates)),
-            (Llama.name, Llama),
-            (Llama.name, partial(Llama, wal=True)),
-            (OpenAI.name, partial(OpenAI, WINDOW_MESSAGES)),
-        ]
+        own += [(limit.name, partial(limit, conversation, templates)) for limit in (Bare, Raw)]
+        others += [(Llama.name, partial(Llama, wal=True)), (OpenAI.name, partial(OpenAI, WINDOW_MESSAGES))]
     else:
-        makers += [
-            (BarePostgres.name, partial(BarePostgres, conversation, templates)),
-            (RawPostgres.name, partial(RawPostgres, conversation, templates)),
-            (Llama.name, Llama),
-            (OpenAISqlAlchemy.name, partial(OpenAISqlAlchemy, WINDOW_MESSAGES)),
-        ]
-    makers.append((LangChain.name, LangChain))
-    if plan.alone:
-        makers = makers[:3]
+        own += [(limit.name, partial(limit, conversation, templates)) for limit in (BarePostgres, RawPostgres)]
+        others += [(OpenAISqlAlchemy.name, partial(OpenAISqlAlchemy, WINDOW_MESSAGES))]
+    others.append((LangChain.name, LangChain))
     if plan.blocks:
-        makers += [(Ours.name, partial(Ours, block=True)), (Llama.name, partial(Llama, block=True))]
+        own.append((Ours.name, partial(Ours, block=True)))
+        others.append((Llama.name, partial(Llama, block=True)))
     found, missing = [], []
-    for name, maker in makers:
+    for name, maker in own if plan.alone else own + others:
         try:
             found.append(maker())
         except Unavailable as error:
