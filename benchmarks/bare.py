@@ -1,7 +1,7 @@
 """The lower limits: the statements of a `put` and the reading of a window on this engine's own tables, without the engine.
 
-The tables are reflected from a file that the engine wrote, and every row that is inserted is a copy of a row that the engine
-stored for the same text, so the data are the same to the byte. Nothing is validated, encoded, counted or flushed here.
+The tables are reflected from a database that the engine wrote, and every row that is inserted is a copy of a row that the
+engine stored for the same text, so the data are the same to the byte. Nothing is validated, encoded, counted or flushed here.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import aiosqlite
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from benchmarks.contenders import FIFO_TOKENS, FLUSH_TOKENS, PRAGMAS, Contender, Conversation, Line, Ours, sqlite_engine
+from benchmarks.contenders import FIFO_TOKENS, FLUSH_TOKENS, PRAGMAS, Contender, Conversation, Line, Ours, Read, engine_at
+from benchmarks.databases import sqlite_path
 from memory_engine.messages import ChatMessage, decode
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -62,13 +62,13 @@ class Template:
         return {**self.row, "session_pk": pk, "seq": seq, "message_id": new_id}
 
 
-async def templates_of(path: Path, conversation: Conversation) -> list[Template]:
-    """The rows that the engine makes of one period of the conversation, written to a file of its own."""
+async def templates_of(uri: str, conversation: Conversation) -> list[Template]:
+    """The rows that the engine makes of one period of the conversation, written to a database of its own."""
     ours = Ours()
-    await ours.open(path)
+    await ours.open(uri)
     await ours.fill("templates", conversation.lines(conversation.period))
     await ours.close()
-    engine = sqlite_engine(f"sqlite+aiosqlite:///{path}")
+    engine = engine_at(uri)
     async with engine.connect() as connection:
         messages = (await tables_of(connection)).messages
         rows = (await connection.execute(messages.select().order_by(messages.c.seq))).mappings().all()
@@ -83,29 +83,43 @@ class Tables:
 
 
 async def tables_of(connection: AsyncConnection) -> Tables:
-    """The engine's tables, as the file says they are."""
+    """The engine's tables, as the database says they are."""
     metadata = sa.MetaData()
     await connection.run_sync(lambda sync: metadata.reflect(sync, only=["memory_sessions", "memory_messages"]))
     return Tables(metadata.tables["memory_sessions"], metadata.tables["memory_messages"])
 
 
-class Bare(Contender):
-    """The same statements through SQLAlchemy Core as its documentation shows: `engine.begin()`, `engine.connect()`."""
+class Limit(Contender):
+    """Writes and reads the same as the engine on its tables, and knows from its own bookkeeping where windows begin."""
 
-    name = "bare SQLAlchemy Core"
     layout = Ours.layout
 
     def __init__(self, conversation: Conversation, templates: Sequence[Template]) -> None:
         super().__init__()
         self._conversation, self._templates = conversation, templates
         self._fifos: dict[str, Fifo] = {}
-        self.reads = {"get": self._get_messages, "get, json.loads": self._get_json}
 
-    async def open(self, path: Path) -> None:
-        self._engine = sqlite_engine(f"sqlite+aiosqlite:///{path}")
+    def template(self, line: Line) -> Template:
+        return self._templates[line.index % self._conversation.period]
+
+    async def after_put(self, session: str, line: Line) -> None:
+        self._fifos[session].add(line.role, self.template(line).row["tokens"])
+
+
+class Bare(Limit):
+    """The same statements through SQLAlchemy Core as its documentation shows: `engine.begin()`, `engine.connect()`."""
+
+    name = "bare SQLAlchemy Core"
+
+    def __init__(self, conversation: Conversation, templates: Sequence[Template]) -> None:
+        super().__init__(conversation, templates)
+        self.reads: Mapping[str, Read] = {"get": self._get_messages, "get, json.loads": self._get_json}
+
+    async def open(self, uri: str) -> None:
+        self._engine = engine_at(uri)
         async with self._engine.connect() as connection:
-            tables = await tables_of(connection)
-            self._fifos = await _fifos(connection, tables)
+            self._tables = tables = await tables_of(connection)
+            self._fifos = await fifos_of(connection, tables)
         self._insert = tables.messages.insert()
         sessions, messages = tables.sessions.c, tables.messages.c
         self._update = (
@@ -115,7 +129,9 @@ class Bare(Contender):
                 next_seq=sessions.next_seq + 1,
                 active_tokens=sessions.active_tokens + sa.bindparam("new_tokens"),
                 active_turns=sessions.active_turns + sa.bindparam("new_turns"),
-                turn_seq=sa.case((sa.bindparam("new_turns") > 0, sessions.next_seq), else_=sessions.turn_seq),
+                turn_seq=sa.case(
+                    (sa.bindparam("new_turns", type_=sa.BigInteger) > 0, sessions.next_seq), else_=sessions.turn_seq
+                ),
                 messages=sessions.messages + 1,
                 version=sessions.version + 1,
                 updated_at=sa.bindparam("now"),
@@ -128,18 +144,12 @@ class Bare(Contender):
             .order_by(messages.seq)
         )
 
-    def template(self, line: Line) -> Template:
-        return self._templates[line.index % self._conversation.period]
-
     async def put(self, session: str, line: Line) -> None:
         template, fifo = self.template(line), self._fifos[session]
-        values = _session_values(fifo, line, template)
+        values = session_values(fifo, line, template)
         async with self._engine.begin() as connection:
             row = (await connection.execute(self._update, values)).one()
             await connection.execute(self._insert, template.fresh(pk=fifo.pk, seq=row.next_seq - 1))
-
-    async def after_put(self, session: str, line: Line) -> None:
-        self._fifos[session].add(line.role, self.template(line).row["tokens"])
 
     async def _rows(self, session: str) -> Sequence[sa.Row[Any]]:
         fifo = self._fifos[session]
@@ -147,7 +157,7 @@ class Bare(Contender):
             return (await connection.execute(self._window, {"this_pk": fifo.pk, "horizon": fifo.horizon})).all()
 
     async def _get_messages(self, session: str) -> int:
-        return len([_message(row.data, row.message_id, row.created_at) for row in await self._rows(session)])
+        return len([message_of(row.data, row.message_id, row.created_at) for row in await self._rows(session)])
 
     async def _get_json(self, session: str) -> int:
         return len([json.loads(row.data) for row in await self._rows(session)])
@@ -156,7 +166,7 @@ class Bare(Contender):
         await self._engine.dispose()
 
 
-class Raw(Contender):
+class Raw(Limit):
     """The same statements through one aiosqlite connection: the limit for anything asynchronous on SQLite.
 
     `execute_fetchall` makes one trip to the connection's thread for a statement, and leaves no cursor open: cursors that
@@ -164,36 +174,31 @@ class Raw(Contender):
     """
 
     name = "raw aiosqlite"
-    layout = Ours.layout
 
     def __init__(self, conversation: Conversation, templates: Sequence[Template]) -> None:
-        super().__init__()
-        self._conversation, self._templates = conversation, templates
+        super().__init__(conversation, templates)
         self.reads = {"get": self._get_messages, "get, json.loads": self._get_json}
 
-    async def open(self, path: Path) -> None:
-        engine = sqlite_engine(f"sqlite+aiosqlite:///{path}")
+    async def open(self, uri: str) -> None:
+        engine = engine_at(uri)
         async with engine.connect() as connection:
             tables = await tables_of(connection)
-            self._fifos = await _fifos(connection, tables)
+            self._fifos = await fifos_of(connection, tables)
         await engine.dispose()
         columns = [column.name for column in tables.messages.columns]
         marks = ", ".join(f":{column}" for column in columns)
         self._insert = f"INSERT INTO memory_messages ({', '.join(columns)}) VALUES ({marks})"
-        self._connection = await aiosqlite.connect(path, isolation_level=None)
+        self._connection = await aiosqlite.connect(sqlite_path(uri), isolation_level=None)
         for pragma in PRAGMAS:
             await self._connection.execute_fetchall(pragma)
 
     async def put(self, session: str, line: Line) -> None:
-        template, fifo = self._templates[line.index % self._conversation.period], self._fifos[session]
+        template, fifo = self.template(line), self._fifos[session]
         connection = self._connection
         await connection.execute_fetchall("BEGIN IMMEDIATE")
-        ((next_seq, *_),) = await connection.execute_fetchall(_UPDATE, _session_values(fifo, line, template))
+        ((next_seq, *_),) = await connection.execute_fetchall(_UPDATE, session_values(fifo, line, template))
         await connection.execute_fetchall(self._insert, template.fresh(pk=fifo.pk, seq=next_seq - 1))
         await connection.execute_fetchall("COMMIT")
-
-    async def after_put(self, session: str, line: Line) -> None:
-        self._fifos[session].add(line.role, self._templates[line.index % self._conversation.period].row["tokens"])
 
     async def _rows(self, session: str) -> list[tuple[str, str, int]]:
         fifo = self._fifos[session]
@@ -201,7 +206,7 @@ class Raw(Contender):
         return [(row[0], row[1], row[2]) for row in rows]
 
     async def _get_messages(self, session: str) -> int:
-        return len([_message(*row) for row in await self._rows(session)])
+        return len([message_of(*row) for row in await self._rows(session)])
 
     async def _get_json(self, session: str) -> int:
         return len([json.loads(row[0]) for row in await self._rows(session)])
@@ -222,19 +227,21 @@ _WINDOW = """
 """
 
 
-def _session_values(fifo: Fifo, line: Line, template: Template) -> dict[str, Any]:
+def session_values(fifo: Fifo, line: Line, template: Template) -> dict[str, Any]:
+    """The parameters of the UPDATE."""
     now = (datetime.now(UTC) - _EPOCH) // timedelta(microseconds=1)
     turns = int(line.role == "user")
     this = {"this_pk": fifo.pk, "this_uid": fifo.uid, "this_tokenizer": fifo.tokenizer}
     return {**this, "new_tokens": template.row["tokens"], "new_turns": turns, "now": now}
 
 
-def _message(data: str, message_id: str, created_at: int) -> ChatMessage:
+def message_of(data: str, message_id: str, created_at: int) -> ChatMessage:
+    """A row as the message that it stands for."""
     return decode(data, id=message_id, created_at=_EPOCH + timedelta(microseconds=created_at))
 
 
-async def _fifos(connection: AsyncConnection, tables: Tables) -> dict[str, Fifo]:
-    """Where every session's window stands in a file that the engine filled."""
+async def fifos_of(connection: AsyncConnection, tables: Tables) -> dict[str, Fifo]:
+    """Where every session's window stands in a database that the engine filled."""
     sessions, messages = tables.sessions, tables.messages
     found = {}
     for session in (await connection.execute(sessions.select())).all():

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib
 import random
-import shutil
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from benchmarks.databases import sqlite_path
 from memory_engine import BaseMemoryBlock, ChatMessage, Memory, MemoryEngine
 
 TOKEN_LIMIT = 30_000
@@ -70,16 +68,17 @@ class Conversation:
 
 
 class Contender:
-    """One system on one SQLite file. `fill` is set-up and need not be fast; `put` and `reads` are measured."""
+    """One system on one database. `fill` is set-up and need not be fast; `put` and `reads` are measured."""
 
     name = ""
     layout = ""
-    """Contenders of one layout have the same file format: one of them fills a file, the others get copies of it."""
+    """Contenders of one layout have the same tables: one of them fills a database, the others get copies of it."""
 
     def __init__(self) -> None:
         self.reads: Mapping[str, Read] = {}
 
-    async def open(self, path: Path) -> None:
+    async def open(self, uri: str) -> None:
+        """Open the database at this address; it is empty, or what this layout was filled with."""
         raise NotImplementedError
 
     async def fill(self, session: str, lines: Sequence[Line]) -> None:
@@ -95,9 +94,11 @@ class Contender:
         raise NotImplementedError
 
 
-def sqlite_engine(uri: str) -> AsyncEngine:
-    """A plain async engine whose connections have this engine's SQLite settings."""
+def engine_at(uri: str) -> AsyncEngine:
+    """A plain async engine; on SQLite its connections have the settings that this engine gives them."""
     engine = create_async_engine(uri)
+    if engine.dialect.name != "sqlite":
+        return engine
 
     @event.listens_for(engine.sync_engine, "connect")
     def _settings(connection: Any, _: object) -> None:
@@ -109,7 +110,7 @@ def sqlite_engine(uri: str) -> AsyncEngine:
     return engine
 
 
-def _import(module: str, distribution: str) -> Any:
+def imported(module: str, distribution: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -139,13 +140,13 @@ class Ours(Contender):
         if block:
             self.name = "memory_engine, 1 block"
 
-    def _engine_on(self, path: Path) -> MemoryEngine:
+    def _engine_at(self, uri: str) -> MemoryEngine:
         blocks = [NoteBlock(name="note")] if self._block else []
-        return MemoryEngine(async_database_uri=f"sqlite+aiosqlite:///{path}", token_limit=TOKEN_LIMIT, memory_blocks=blocks)
+        return MemoryEngine(async_database_uri=uri, token_limit=TOKEN_LIMIT, memory_blocks=blocks)
 
-    async def open(self, path: Path) -> None:
-        self._path = path
-        self._engine = self._engine_on(path)
+    async def open(self, uri: str) -> None:
+        self._uri = uri
+        self._engine = self._engine_at(uri)
 
     def _memory(self, session: str) -> Memory:
         if session not in self._memories:
@@ -166,8 +167,8 @@ class Ours(Contender):
         return sum(message.role != "system" for message in messages)
 
     async def _restart(self, session: str) -> int:
-        """What a new process pays: open the file, read one session, close."""
-        async with self._engine_on(self._path) as engine:
+        """What a new process pays: open the database, read one session, close."""
+        async with self._engine_at(self._uri) as engine:
             return len(await engine.session(session).get())
 
     async def close(self) -> None:
@@ -176,7 +177,7 @@ class Ours(Contender):
 
 
 class Llama(Contender):
-    """LlamaIndex's `Memory` with its defaults, or with this engine's SQLite settings.
+    """LlamaIndex's `Memory` with its defaults, or with this engine's SQLite settings (`wal`).
 
     It is filled through its own store: what would have been flushed is stored as archived, the rest as active. Putting
     100,000 messages one by one would end in the same rows after half an hour.
@@ -187,18 +188,17 @@ class Llama(Contender):
     def __init__(self, *, wal: bool = False, block: bool = False) -> None:
         super().__init__()
         core = "llama-index-core==0.14.25"
-        self._memory_module = _import("llama_index.core.memory", core)
-        self._llms = _import("llama_index.core.base.llms.types", core)
-        self._stores = _import("llama_index.core.storage.chat_store.sql", core)
-        self._statuses = _import("llama_index.core.storage.chat_store.base_db", core)
+        self._memory_module = imported("llama_index.core.memory", core)
+        self._llms = imported("llama_index.core.base.llms.types", core)
+        self._stores = imported("llama_index.core.storage.chat_store.sql", core)
+        self._statuses = imported("llama_index.core.storage.chat_store.base_db", core)
         self._wal, self._block = wal, block
         self.name += ", WAL" if wal else ", 1 block" if block else ""
         self.reads = {"get": self._get}
         self._memories: dict[str, Any] = {}
 
-    async def open(self, path: Path) -> None:
-        uri = f"sqlite+aiosqlite:///{path}"
-        engine = sqlite_engine(uri) if self._wal else None
+    async def open(self, uri: str) -> None:
+        engine = engine_at(uri) if self._wal else None
         self._store = self._stores.SQLAlchemyChatStore(
             table_name="llama_index_memory", async_database_uri=uri, async_engine=engine
         )
@@ -235,7 +235,8 @@ class Llama(Contender):
         archived = self._statuses.MessageStatus.ARCHIVED
         await self._store.add_messages(session, [self._message(line) for line in first], status=archived)
         table = self._store.table_name
-        rows = f"SELECT key, timestamp + :later, role, status, data FROM {table} WHERE key = :key ORDER BY id LIMIT :count"
+        columns = "key, timestamp + CAST(:later AS BIGINT), role, status, data"
+        rows = f"SELECT {columns} FROM {table} WHERE key = :key ORDER BY id LIMIT :count"
         insert = f"INSERT INTO {table} (key, timestamp, role, status, data) {rows}"
         factory, _ = await self._store._initialize()
         async with factory() as connection:
@@ -266,13 +267,13 @@ class OpenAI(Contender):
 
     def __init__(self, window: int) -> None:
         super().__init__()
-        self._session_class = _import("agents", "openai-agents").SQLiteSession
+        self._session_class = imported("agents", "openai-agents").SQLiteSession
         self._window = window
         self.reads = {"get": self._get}
         self._sessions: dict[str, Any] = {}
 
-    async def open(self, path: Path) -> None:
-        self._path = path
+    async def open(self, uri: str) -> None:
+        self._path = sqlite_path(uri)
 
     def _session(self, session: str) -> Any:
         if session not in self._sessions:
@@ -292,8 +293,3 @@ class OpenAI(Contender):
         for session in self._sessions.values():
             session.close()
         self._sessions.clear()
-
-
-async def copy_database(source: Path, target: Path) -> None:
-    """Copy a closed SQLite database."""
-    await asyncio.to_thread(shutil.copyfile, source, target)

@@ -1,6 +1,7 @@
 """Latency of `put` and `get` against the length of the history, beside what one would use instead, in one run.
 
-    python benchmarks/overhead.py [--quick] [--sizes 10,100,1000,10000,100000] [--repeat 200] [--json PATH] [--blocks]
+    python benchmarks/overhead.py [--quick] [--sizes 10,100,1000,10000,100000] [--repeat 200] [--blocks]
+                                  [--database sqlite|postgresql [--uri postgresql://...]] [--alone] [--json PATH]
 
 How to read what it prints is in benchmarks/README.md.
 """
@@ -12,7 +13,6 @@ import asyncio
 import json
 import logging
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -20,18 +20,30 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 if __package__ in (None, ""):  # started as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.bare import Bare, Raw, Template, templates_of
-from benchmarks.contenders import Contender, Conversation, Llama, OpenAI, Ours, Unavailable, copy_database
+from benchmarks.bare import Bare, Limit, Raw, Template, templates_of
+from benchmarks.bare_postgres import BarePostgres, RawPostgres
+from benchmarks.contenders import Contender, Conversation, Llama, OpenAI, Ours, Unavailable
+from benchmarks.databases import Databases, Kind, databases_of
 from benchmarks.environment import environment
 from benchmarks.ratios import Ratio, ratios_of
+from benchmarks.sqlalchemy_contenders import LangChain, OpenAISqlAlchemy
 from benchmarks.timing import Key, Summary, Timings, collector_off, table
 
-_PACKAGES = ("sqlalchemy", "aiosqlite", "pydantic", "tiktoken", "llama-index-core", "openai-agents")
+_PACKAGES = (
+    "sqlalchemy",
+    "aiosqlite",
+    "asyncpg",
+    "pydantic",
+    "tiktoken",
+    "llama-index-core",
+    "openai-agents",
+    "langchain-community",
+)
 
 SIZES = (10, 100, 1_000, 10_000, 100_000)
 GROWTH = 10
@@ -43,10 +55,12 @@ SECONDS = 200
 WINDOW_MESSAGES = 305
 """About what 21,000 tokens hold; for systems that count messages instead."""
 
+Maker = tuple[str, Callable[[], Contender]]
+
 
 @dataclass(slots=True)
 class Field:
-    """One system on one file at one size, with its sessions and how long each of them is by now."""
+    """One system on one database at one size, with its sessions and how long each of them is by now."""
 
     size: int
     contender: Contender
@@ -57,6 +71,17 @@ class Field:
         return f"chat-{number:04d}"
 
 
+@dataclass(slots=True)
+class Outcome:
+    """What a run found: the series, the systems as they stand at the end, and notes."""
+
+    summaries: dict[Key, Summary] = field(default_factory=dict)
+    fields: list[Field] = field(default_factory=list)
+    settings: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    ratios: list[Ratio] = field(default_factory=list)
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What to measure."""
@@ -64,6 +89,11 @@ class Plan:
     sizes: tuple[int, ...]
     repeat: int
     blocks: bool
+    database: Kind = "sqlite"
+    uri: str | None = None
+    """A PostgreSQL server to use instead of starting one."""
+    alone: bool = False
+    """Without other libraries."""
 
     def sessions(self, size: int) -> int:
         """How many sessions keep the growth of each within a tenth of the size (or 5), warm-up included."""
@@ -75,18 +105,20 @@ class Plan:
 
 def contenders(plan: Plan, conversation: Conversation, templates: Sequence[Template]) -> tuple[list[Contender], list[str]]:
     """A fresh set of systems, and why some are missing."""
-    makers: list[tuple[str, Callable[[], Contender]]] = [
-        (Ours.name, Ours),
-        (Bare.name, partial(Bare, conversation, templates)),
-        (Raw.name, partial(Raw, conversation, templates)),
-        (Llama.name, Llama),
-        (Llama.name, partial(Llama, wal=True)),
-        (OpenAI.name, partial(OpenAI, WINDOW_MESSAGES)),
-    ]
+    own: list[Maker] = [(Ours.name, Ours)]
+    others: list[Maker] = [(Llama.name, Llama)]
+    if plan.database == "sqlite":
+        own += [(limit.name, partial(limit, conversation, templates)) for limit in (Bare, Raw)]
+        others += [(Llama.name, partial(Llama, wal=True)), (OpenAI.name, partial(OpenAI, WINDOW_MESSAGES))]
+    else:
+        own += [(limit.name, partial(limit, conversation, templates)) for limit in (BarePostgres, RawPostgres)]
+        others += [(OpenAISqlAlchemy.name, partial(OpenAISqlAlchemy, WINDOW_MESSAGES))]
+    others.append((LangChain.name, LangChain))
     if plan.blocks:
-        makers += [(Ours.name, partial(Ours, block=True)), (Llama.name, partial(Llama, block=True))]
+        own.append((Ours.name, partial(Ours, block=True)))
+        others.append((Llama.name, partial(Llama, block=True)))
     found, missing = [], []
-    for name, maker in makers:
+    for name, maker in own if plan.alone else own + others:
         try:
             found.append(maker())
         except Unavailable as error:
@@ -94,24 +126,25 @@ def contenders(plan: Plan, conversation: Conversation, templates: Sequence[Templ
     return found, list(dict.fromkeys(missing))
 
 
-async def set_up(folder: Path, plan: Plan, size: int, systems: Sequence[Contender], conversation: Conversation) -> list[Field]:
-    """Open one file for each system, with the sessions of one size in it."""
+async def set_up(
+    databases: Databases, plan: Plan, size: int, systems: Sequence[Contender], conversation: Conversation
+) -> list[Field]:
+    """Open one database for each system, with the sessions of one size in it."""
     sessions = plan.sessions(size)
     lines = conversation.lines(size)
-    filled: dict[str, Path] = {}
+    filled: dict[str, str] = {}
     fields = []
     for number, contender in enumerate(systems):
         one = Field(size, contender, [size] * sessions)
-        path = folder / f"{number}-{size}.db"
         if contender.layout not in filled:
-            # The original stays closed: a copy is complete only when no write-ahead log belongs to it.
-            filled[contender.layout] = original = folder / f"{number}-{size}-filled.db"
+            # The original stays closed: a copy is complete only when no write-ahead log belongs to it, and nobody uses it.
+            filled[contender.layout] = original = await databases.make(f"{number}-{size}-filled")
             await contender.open(original)
             for session in range(sessions):
                 await contender.fill(one.session(session), lines)
             await contender.close()
-        await copy_database(filled[contender.layout], path)
-        await contender.open(path)
+            await databases.settle(original)
+        await contender.open(await databases.copy(filled[contender.layout], f"{number}-{size}"))
         fields.append(one)
     return fields
 
@@ -183,55 +216,54 @@ def rotated(fields: Sequence[Field], number: int) -> Iterator[Field]:
     yield from fields[:start]
 
 
-async def run(plan: Plan, say: Callable[[str], None]) -> tuple[dict[Key, Summary], list[Field], list[str]]:
-    """The whole benchmark: summaries, the systems as they stand at the end, and notes."""
-    conversation = Conversation()
-    timings = Timings()
-    fields: list[Field] = []
-    notes: list[str] = []
-    with tempfile.TemporaryDirectory(prefix="overhead-", ignore_cleanup_errors=True) as name:
-        folder = Path(name)
-        templates = await templates_of(folder / "templates.db", conversation)
+async def run(plan: Plan, say: Callable[[str], None]) -> Outcome:
+    """The whole benchmark."""
+    conversation, timings, found = Conversation(), Timings(), Outcome()
+    async with databases_of(plan.database, plan.uri) as databases:
+        found.settings = await databases.settings()
+        templates = await templates_of(await databases.make("templates"), conversation)
         try:
             for size in plan.sizes:
                 started = time.perf_counter()
-                systems, notes = contenders(plan, conversation, templates)
-                fields += await set_up(folder, plan, size, systems, conversation)
+                systems, found.notes = contenders(plan, conversation, templates)
+                found.fields += await set_up(databases, plan, size, systems, conversation)
                 say(f"filled {plan.sessions(size)} x {size} messages in {time.perf_counter() - started:.1f} s")
-            await warm_up(fields, conversation)
+            await warm_up(found.fields, conversation)
+            await databases.rest()
             started = time.perf_counter()
-            await measure(fields, plan, timings, conversation)
+            await measure(found.fields, plan, timings, conversation)
             say(f"measured in {time.perf_counter() - started:.1f} s")
         finally:
-            for one in fields:
+            for one in found.fields:
                 with suppress(Exception):
                     await one.contender.close()
-    return timings.summaries(), fields, notes + unequal_windows(fields)
+    found.summaries = timings.summaries()
+    found.ratios = ratios_of(found.summaries, plan.database)
+    found.notes += unequal_windows(found.fields)
+    if found.settings:
+        found.notes.append("PostgreSQL: " + ", ".join(f"{name} {value}" for name, value in found.settings.items()))
+    return found
 
 
 def unequal_windows(fields: Sequence[Field]) -> list[str]:
     """Where the bare readers did not read the window that the engine showed (they should, to the message)."""
-    notes = []
-    for size in dict.fromkeys(one.size for one in fields):
-        shown = {one.contender.name: one.windows.get("get") for one in fields if one.size == size}
-        wanted = shown.get(Ours.name)
-        notes += [
-            f"at {size} messages {name} read {shown.get(name)} messages, {Ours.name} {wanted}"
-            for name in (Bare.name, Raw.name)
-            if shown.get(name) != wanted
-        ]
-    return notes
+    shown = {one.size: one.windows.get("get") for one in fields if one.contender.name == Ours.name}
+    return [
+        f"at {one.size} messages {one.contender.name} read {one.windows.get('get')} messages, {Ours.name} {shown[one.size]}"
+        for one in fields
+        if isinstance(one.contender, Limit) and one.windows.get("get") != shown[one.size]
+    ]
 
 
 # -- reporting ---------------------------------------------------------------------------------------------------------
 
 
-def report(summaries: dict[Key, Summary], ratios: Sequence[Ratio], notes: Sequence[str]) -> str:
+def report(found: Outcome) -> str:
     """The tables, the ratios, and what is missing."""
     parts = []
-    systems = sorted({key.system for key in summaries}, key=lambda name: (not name.startswith(Ours.name), name))
-    ordered = sorted(summaries.items(), key=lambda item: (item[0].size, systems.index(item[0].system)))
-    for operation in dict.fromkeys(key.operation for key in summaries):
+    systems = sorted({key.system for key in found.summaries}, key=lambda name: (not name.startswith(Ours.name), name))
+    ordered = sorted(found.summaries.items(), key=lambda item: (item[0].size, systems.index(item[0].system)))
+    for operation in dict.fromkeys(key.operation for key in found.summaries):
         rows = [
             [key.system, f"{key.size:,}", *(f"{value:.2f}" for value in (s.median_ms, s.p95_ms, s.cpu_ms)), str(s.samples)]
             for key, s in ordered
@@ -239,25 +271,26 @@ def report(summaries: dict[Key, Summary], ratios: Sequence[Ratio], notes: Sequen
         ]
         head = [operation, "messages", "median ms", "p95 ms", "CPU ms", "samples"]
         parts.append(table(head, rows))
-    parts.append("\n".join(str(ratio) for ratio in ratios))
-    if notes:
-        parts.append("\n".join(f"note: {note}" for note in notes))
+    parts.append("\n".join(str(ratio) for ratio in found.ratios))
+    if found.notes:
+        parts.append("\n".join(f"note: {note}" for note in found.notes))
     return "\n\n".join(parts)
 
 
-def as_json(
-    plan: Plan, summaries: dict[Key, Summary], ratios: Sequence[Ratio], fields: Sequence[Field], notes: Sequence[str]
-) -> dict[str, Any]:
+def as_json(plan: Plan, found: Outcome) -> dict[str, Any]:
     """Everything that was measured, with what it was measured on."""
     return {
         "benchmark": "overhead",
+        "database": plan.database,
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "environment": environment(_PACKAGES),
+        "environment": {**environment(_PACKAGES), **({"postgresql": found.settings} if found.settings else {})},
         "plan": {"sizes": plan.sizes, "repeat": plan.repeat, "blocks": plan.blocks},
-        "results": [{**asdict(key), **{k: _rounded(v) for k, v in asdict(s).items()}} for key, s in summaries.items()],
-        "windows": [{"system": one.contender.name, "size": one.size, "messages": one.windows.get("get")} for one in fields],
-        "ratios": [{**asdict(ratio), "passed": ratio.passed} for ratio in ratios],
-        "notes": list(notes),
+        "results": [{**asdict(key), **{k: _rounded(v) for k, v in asdict(s).items()}} for key, s in found.summaries.items()],
+        "windows": [
+            {"system": one.contender.name, "size": one.size, "messages": one.windows.get("get")} for one in found.fields
+        ],
+        "ratios": [{**asdict(ratio), "passed": ratio.passed} for ratio in found.ratios],
+        "notes": found.notes,
     }
 
 
@@ -271,6 +304,9 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--repeat", type=int, help="measured rounds (default 200, with --quick 30)")
     parser.add_argument("--json", type=Path, metavar="PATH", help="also write everything there as JSON")
     parser.add_argument("--quick", action="store_true", help="sizes 10, 100 and 1000, 30 rounds: some 15 seconds")
+    parser.add_argument("--database", choices=get_args(Kind), default="sqlite", help="where everyone stores (default sqlite)")
+    parser.add_argument("--uri", help="a PostgreSQL server where databases may be made (default: one is started, fsync on)")
+    parser.add_argument("--alone", action="store_true", help="without other libraries: only the engine and its lower limits")
     parser.add_argument("--blocks", action="store_true", help="also measure with one static memory block")
     return parser.parse_args(given)
 
@@ -282,18 +318,19 @@ def plan_of(options: argparse.Namespace) -> Plan:
     repeat = options.repeat or (30 if options.quick else 200)
     if repeat < 1 or not sizes or min(sizes) < 1:
         raise SystemExit("sizes and repeat are whole numbers from 1 up")
-    return Plan(sizes, repeat, options.blocks)
+    if options.uri and options.database != "postgresql":
+        raise SystemExit("--uri is for --database postgresql")
+    return Plan(sizes, repeat, options.blocks, options.database, options.uri, options.alone)
 
 
 def main(given: Sequence[str] | None = None) -> None:
     options = arguments(given)
     logging.basicConfig(level=logging.WARNING)
     plan = plan_of(options)
-    summaries, fields, notes = asyncio.run(run(plan, lambda line: print(line, file=sys.stderr, flush=True)))
-    ratios = ratios_of(summaries)
-    print(report(summaries, ratios, notes))
+    found = asyncio.run(run(plan, lambda line: print(line, file=sys.stderr, flush=True)))
+    print(report(found))
     if options.json:
-        options.json.write_text(json.dumps(as_json(plan, summaries, ratios, fields, notes), indent=1) + "\n")
+        options.json.write_text(json.dumps(as_json(plan, found), indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

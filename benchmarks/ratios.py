@@ -6,7 +6,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from benchmarks.bare import Bare
+from benchmarks.bare_postgres import ONE_ROW, RawPostgres
 from benchmarks.contenders import Llama, Ours
+from benchmarks.databases import Kind
 from benchmarks.timing import Key, Summary
 
 FULL_WINDOW = 1_000
@@ -38,9 +40,11 @@ class Ratio:
         return f"{verdict}  {self.name}: {value} ({sign} {self.limit:g}{aim})"
 
 
-def ratios_of(summaries: Mapping[Key, Summary]) -> list[Ratio]:
-    """All ratios; those whose sizes or systems were not measured have no value."""
+def ratios_of(summaries: Mapping[Key, Summary], database: Kind) -> list[Ratio]:
+    """All ratios on that database; those whose sizes or systems were not measured have no value."""
     sizes = sorted({key.size for key in summaries})
+    if database == "postgresql":
+        return [*_against_asyncpg(summaries, sizes), *_against_one_row(summaries, sizes), *_flat(summaries)]
     return [*_against_core(summaries, sizes), _against_length(summaries), *_against_llama(summaries)]
 
 
@@ -66,6 +70,25 @@ def _against_llama(summaries: Mapping[Key, Summary]) -> Iterator[Ratio]:
         for operation in ("put", "get"):
             value = _quotient(summaries, Key(system, operation, 1_000), Key(Ours.name, operation, 1_000))
             yield Ratio(f"{operation} of {system} / {operation}, 1,000 messages", value, 8.0, at_least=True, aim=12.0)
+
+
+def _against_asyncpg(summaries: Mapping[Key, Summary], sizes: list[int]) -> Iterator[Ratio]:
+    for size in sizes:
+        value = _quotient(summaries, Key(Ours.name, "put", size), Key(RawPostgres.name, "put", size))
+        yield Ratio(f"put / the same statements in one transaction through raw asyncpg, {size:,} messages", value, 2.0)
+
+
+def _against_one_row(summaries: Mapping[Key, Summary], sizes: list[int]) -> Iterator[Ratio]:
+    for size in sizes:
+        value = _quotient(summaries, Key(Ours.name, "get, unchanged", size), Key(Bare.name, ONE_ROW, size))
+        yield Ratio(f"get, unchanged / one-row select through bare SQLAlchemy, {size:,} messages", value, 2.5)
+
+
+def _flat(summaries: Mapping[Key, Summary]) -> Iterator[Ratio]:
+    """Above a full window; a commit that waits for the disk varies more than one that does not."""
+    for operation in ("put", "get, unchanged"):
+        value = _quotient(summaries, Key(Ours.name, operation, 100_000), Key(Ours.name, operation, FULL_WINDOW))
+        yield Ratio(f"{operation} at 100,000 messages / at {FULL_WINDOW:,} messages", value, 1.5)
 
 
 def _quotient(summaries: Mapping[Key, Summary], above: Key, below: Key) -> float | None:

@@ -57,7 +57,7 @@ class Summary:
 class Timings:
     """All series of a run. A series whose samples took `cap` seconds together (and are at least `enough`) is full."""
 
-    def __init__(self, *, cap: float = 6.0, enough: int = 20) -> None:
+    def __init__(self, *, cap: float = 6.0, enough: int = 5) -> None:
         self._series: dict[Key, Series] = {}
         self._cap, self._enough = cap, enough
 
