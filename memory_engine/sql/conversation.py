@@ -29,7 +29,7 @@ from memory_engine.store import (
     TokenizerChanged,
 )
 
-_COLUMNS = ("session_pk", "seq", "message_id", "role", "pinned", "tokens", "data", "created_at", "calls", "results")
+MESSAGE_COLUMNS = ("session_pk", "seq", "message_id", "role", "pinned", "tokens", "data", "created_at", "calls", "results")
 
 
 class Conversation:
@@ -56,7 +56,7 @@ class Conversation:
         self._grow_one = Prepared(
             self._grow, ["p_pk", "p_uid", "p_tokenizer", "p_now", *(f"p_{name}" for name in Sums._fields)]
         )
-        self._insert = Prepared(insert(messages), _COLUMNS, inserts=True)
+        self._insert = Prepared(insert(messages), MESSAGE_COLUMNS, inserts=True)
         of_session = messages.c.session_pk == bindparam("p_pk")
         self._by_id = select(*message_columns(tables)).where(
             of_session, messages.c.message_id.in_(bindparam("p_ids", expanding=True))
@@ -208,10 +208,10 @@ class Conversation:
         self, connection: Connection, appended: Sequence[tuple[int, int, Sequence[Draft]]]
     ) -> list[tuple[MessageRow, ...]]:
         """Insert into several sessions: the pk of each, the seq of its first draft, its drafts. Returns the rows of each."""
-        values = [_values(pk, first + place, draft) for pk, first, drafts in appended for place, draft in enumerate(drafts)]
+        values = [values_of(pk, first + place, draft) for pk, first, drafts in appended for place, draft in enumerate(drafts)]
         if values:
             self._insert.run(connection, values)
-        return [tuple([_row(first + place, draft) for place, draft in enumerate(drafts)]) for _, first, drafts in appended]
+        return [tuple([row_of(first + place, draft) for place, draft in enumerate(drafts)]) for _, first, drafts in appended]
 
     def insert_rows(self, connection: Connection, pk: int, first: int, drafts: Sequence[Draft]) -> tuple[MessageRow, ...]:
         return self.insert_many(connection, [(pk, first, drafts)])[0]
@@ -237,6 +237,16 @@ class Append:
             if draft.given_id or (draft.pinned and draft.role == "assistant"):
                 return False
         return len(drafts) == 1 or len({draft.message_id for draft in drafts}) == len(drafts)
+
+    @property
+    def leaves_room(self) -> bool:
+        """Whether nothing has to leave the FIFO for it, as far as is known."""
+        known, policy = self.known, self.policy
+        if known is None:
+            return False
+        sums = sums_of(self.drafts)
+        turns = policy.max_turns is None or known.active_turns + sums.turns <= policy.max_turns
+        return turns and known.active_tokens + sums.active <= policy.threshold
 
 
 class Sums(NamedTuple):
@@ -305,14 +315,16 @@ def pin_turns(drafts: list[Draft]) -> tuple[list[Draft], bool]:
     return result, earlier
 
 
-def _values(pk: int, seq: int, draft: Draft) -> tuple[Any, ...]:
+def values_of(pk: int, seq: int, draft: Draft) -> tuple[Any, ...]:
+    """What is stored for a draft, by `MESSAGE_COLUMNS`."""
     message_id, role, tokens, data, created_at, pinned, calls, results, *_ = draft
     calls_text = json.dumps(calls) if calls else None
     results_text = json.dumps(results) if results else None
     return pk, seq, message_id, role, 1 if pinned else 0, tokens, data, created_at, calls_text, results_text
 
 
-def _row(seq: int, draft: Draft) -> MessageRow:
+def row_of(seq: int, draft: Draft) -> MessageRow:
+    """The row of a draft that was stored."""
     return MessageRow(seq, *draft[:8])
 
 

@@ -11,8 +11,9 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Coroutine
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from functools import partial
+from typing import Any, ParamSpec, TypeVar, cast
 
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -39,7 +40,8 @@ class PooledConnections:
     """
 
     def __init__(self, engine: AsyncEngine, *, owned: bool, patience: float) -> None:
-        self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
+        # An engine of ours has it already; said again, SQLAlchemy would set it for every connection that is borrowed.
+        self._engine = engine if owned else engine.execution_options(isolation_level="AUTOCOMMIT")
         self._owned, self._patience = owned, patience
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closed = False
@@ -49,15 +51,22 @@ class PooledConnections:
 
         :raises OutcomeUnknown: the connection was lost while it was being committed.
         """
-        return await self._apart(self._again(_WRITING, work, args, kwargs))
+        return await self._apart(self._again(partial(self._once, _WRITING, work, args, kwargs)))
+
+    async def change(self, text: str, parameters: Sequence[Any]) -> Sequence[Sequence[Any]]:
+        """Run one statement that is a transaction by itself, by the driver where the engine is ours; the rows it returns.
+
+        :raises OutcomeUnknown: the connection was lost while it ran.
+        """
+        return await self._apart(self._again(partial(self._change, text, parameters)))
 
     async def read(self, work: Work[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Run one statement that reads."""
-        return await self._apart(self._again(None, work, args, kwargs))
+        return await self._apart(self._again(partial(self._once, None, work, args, kwargs)))
 
     async def read_together(self, work: Work[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Run several statements that read the same version of the database."""
-        return await self._apart(self._again(_READING, work, args, kwargs))
+        return await self._apart(self._again(partial(self._once, _READING, work, args, kwargs)))
 
     async def listen(self, channel: str, wake: Callable[[], None]) -> None:
         """Call `wake` whenever something is announced there, until cancelled; it takes a connection of our pool for itself."""
@@ -103,14 +112,14 @@ class PooledConnections:
         task.add_done_callback(self._tasks.discard)
         return await asyncio.shield(task)
 
-    async def _again(self, begin: str | None, work: Callable[..., R], args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:
+    async def _again(self, once: Callable[[], Awaitable[R]]) -> R:
         """Run a transaction until it has happened, or failed for good, or patience ends."""
         end = time.monotonic() + self._patience
         pause = _FIRST_PAUSE
         while True:
             try:
                 with translated():
-                    return await self._once(begin, work, args, kwargs)
+                    return await once()
             except Exception as error:
                 cause = error.__cause__ or error
                 if isinstance(error, OutcomeUnknown) or not (is_lost(cause) or is_conflict(cause)):
@@ -130,6 +139,21 @@ class PooledConnections:
                 # Of a connection whose transaction could not be ended nothing is known.
                 if is_lost(error) or isinstance(error, OutcomeUnknown | asyncio.CancelledError):
                     await connection.invalidate()
+                raise
+
+    async def _change(self, text: str, parameters: Sequence[Any]) -> Sequence[Sequence[Any]]:
+        async with self._engine.connect() as connection:
+            try:
+                if self._owned:
+                    # SQLAlchemy's own execution takes as long as the server does.
+                    driver: Any = (await connection.get_raw_connection()).driver_connection
+                    return cast("Sequence[Sequence[Any]]", await driver.fetch(text, *parameters))
+                return (await connection.exec_driver_sql(text, tuple(parameters))).all()
+            except BaseException as error:
+                if is_lost(error) or isinstance(error, asyncio.CancelledError):
+                    await connection.invalidate()
+                if is_lost(error):
+                    raise OutcomeUnknown from error
                 raise
 
 

@@ -17,6 +17,8 @@ from memory_engine.sql.deliveries import Deliveries
 from memory_engine.sql.erasing import Erasing
 from memory_engine.sql.errors import OutcomeUnknown
 from memory_engine.sql.flushing import Flushing
+from memory_engine.sql.gathering import Gathering
+from memory_engine.sql.one_statement import PutStatement
 from memory_engine.sql.pooled import PooledConnections
 from memory_engine.sql.postgresql import channel_of
 from memory_engine.sql.reading import MOST_SEQ, Reading
@@ -24,7 +26,7 @@ from memory_engine.sql.replacing import Replacing
 from memory_engine.sql.schema import ensure_schema
 from memory_engine.sql.states import BATCH, Leases, States
 from memory_engine.sql.tables import Tables, make_tables
-from memory_engine.sql.together import Gathering, Together
+from memory_engine.sql.together import Together
 from memory_engine.store import (
     AppendResult,
     BlockLag,
@@ -65,6 +67,7 @@ class _Parts(NamedTuple):
     erasing: Erasing
     deliveries: Deliveries
     together: Together
+    put_statement: PutStatement
 
 
 @lru_cache(maxsize=16)
@@ -78,7 +81,8 @@ def _parts(prefix: str) -> _Parts:
     erasing = Erasing(tables, reading, conversation, states, leases)
     deliveries = Deliveries(tables, reading, flushing, states, leases)
     together = Together(tables, conversation, flushing)
-    return _Parts(tables, leases, states, reading, flushing, conversation, replacing, erasing, deliveries, together)
+    put = PutStatement(tables)
+    return _Parts(tables, leases, states, reading, flushing, conversation, replacing, erasing, deliveries, together, put)
 
 
 class SqlStore:
@@ -105,14 +109,14 @@ class SqlStore:
         self._tables, self._states, self._leases = parts.tables, parts.states, parts.leases
         self._reading, self._flushing, self._conversation = parts.reading, parts.flushing, parts.conversation
         self._replacing, self._erasing, self._deliveries = parts.replacing, parts.erasing, parts.deliveries
-        self._together = parts.together
+        self._together, self._put_statement = parts.together, parts.put_statement
         self._connections = open_connections(
             uri, async_engine=async_engine, synchronous=sqlite_synchronous, busy_timeout=busy_timeout
         )
         # SQLite's one writer commits together whatever waits for it.
         many = isinstance(self._connections, PooledConnections)
         self._gathering = Gathering(self._append_together, self._append, self._append_again) if many else None
-        self._append_work = Several(self._conversation.append, self._together.append_serially)
+        self._append_work = Several(self._conversation.append, self._together.append)
         self._connecting = asyncio.Lock()
         self._connected = False
 
@@ -162,7 +166,7 @@ class SqlStore:
         self, spec: SessionSpec, drafts: Sequence[Draft], policy: FlushPolicy, *, now: int, known: SessionRow | None = None
     ) -> AppendResult:
         append = Append(spec, drafts, policy, now, known)
-        if self._gathering is not None and append.is_simple:
+        if self._gathering is not None and append.is_simple and append.leaves_room:
             return await self._gathering.append(append)
         return await self._append(append)
 
@@ -176,8 +180,12 @@ class SqlStore:
         again = Append(one.spec, _recognisable(one.drafts), one.policy, one.now, None)
         return await self._write_again(self._conversation.append, again)
 
-    async def _append_together(self, appends: Sequence[Append]) -> list[AppendResult]:
-        return await self._write(self._together.append, appends)
+    async def _append_together(self, appends: Sequence[Append]) -> Sequence[AppendResult | None]:
+        if not self._connected:
+            await self.connect()
+        assert isinstance(self._connections, PooledConnections)
+        text, parameters = self._put_statement.call(appends)
+        return self._put_statement.results(appends, await self._connections.change(text, parameters))
 
     async def snapshot(self, spec: SessionSpec, *, known: SessionRow | None = None) -> Snapshot:
         return await self._read(self._reading.snapshot, spec)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -238,14 +237,14 @@ async def test_upgrading_from_the_command_line(own_server: PostgresServer, tmp_p
 
 def counted(engine: MemoryEngine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many puts each group has that is written from now on."""
-    store: Any = engine._core.store
-    sizes, real = list[int](), store._together.append
+    connections: Any = engine._core.store._connections  # type: ignore[attr-defined]
+    sizes, real = list[int](), connections.change
 
-    def append(connection: Connection, appends: Any) -> Any:
-        sizes.append(len(appends))
-        return real(connection, appends)
+    async def change(text: str, parameters: Any) -> Any:
+        sizes.append(len(parameters[0]))
+        return await real(text, parameters)
 
-    monkeypatch.setattr(store, "_together", SimpleNamespace(append=append))
+    monkeypatch.setattr(connections, "change", change)
     return sizes
 
 
@@ -256,7 +255,7 @@ async def test_many_sessions_are_written_together(postgres_uri: str, monkeypatch
         await asyncio.gather(*(memory.put({"role": "user", "content": "writer 0 says 0"}) for memory in memories))
         sizes = counted(engine, monkeypatch)
         await memories[0].put({"role": "user", "content": "writer 0 says 1"})
-        assert sizes == []
+        assert sizes == [1]
         await asyncio.gather(*(say(memory, 0, range(1 if number else 2, 30)) for number, memory in enumerate(memories)))
         assert max(sizes) > 5 and sum(sizes) > 300
         for memory in memories:
@@ -295,21 +294,22 @@ async def test_of_several_puts_each_has_its_own_outcome(postgres_uri: str, monke
 async def test_a_group_whose_outcome_is_unknown_is_repeated_safely(
     happened: bool, postgres_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, lose = pooled_module.execute_raw, [True]
-
     async with engine_at(postgres_uri) as engine:
         memories = [engine.session(f"s{number}") for number in range(30)]
         await asyncio.gather(*(memory.put({"role": "user", "content": "first"}) for memory in memories))
-        sizes = counted(engine, monkeypatch)
+        connections: Any = engine._core.store._connections  # type: ignore[attr-defined]
+        real, lose = connections.change, [True, True]
 
-        def commit(connection: Connection, statement: str) -> None:
-            if statement == "COMMIT" and sizes and lose:
+        async def change(text: str, parameters: Any) -> Any:
+            # Once for a put that is alone, once for several.
+            if lose and len(parameters[0]) > (len(lose) == 1):
                 lose.pop()
-                real(connection, "COMMIT" if happened else "ROLLBACK")
-                raise ConnectionResetError("gone")
-            real(connection, statement)
+                if happened:
+                    await real(text, parameters)
+                raise OutcomeUnknown
+            return await real(text, parameters)
 
-        monkeypatch.setattr(pooled_module, "execute_raw", commit)
+        monkeypatch.setattr(connections, "change", change)
         await asyncio.gather(*(memory.put({"role": "user", "content": "second"}) for memory in memories))
         assert not lose
         for memory in memories:
