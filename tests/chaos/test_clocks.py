@@ -6,6 +6,7 @@ import asyncio
 import random
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from chaos_blocks import PATIENCE
 from chaos_clocks import LEASE, make_engine
 from chaos_database import BOTH, Database, execute, uri_of
 
-from memory_engine import ChatMessage
+from memory_engine import ChatMessage, Memory
 from memory_engine.errors import DrainTimeoutError
 
 pytestmark = pytest.mark.asyncio
@@ -52,60 +53,76 @@ class WrongHost:
         return (await asyncio.wait_for(self.process.stdout.readline(), PATIENCE)).decode().strip()
 
 
+class Scene:
+    """A session that several hosts write, and what the block that hears it noted in a file."""
+
+    def __init__(self, memory: Memory, hosts: Sequence[WrongHost], folder: Path) -> None:
+        self.memory, self.hosts, self.log = memory, hosts, folder / "log"
+        self.said: list[str] = []
+        self.begun: list[str] = []
+
+    async def talk(self, count: int) -> None:
+        """Let random hosts put a message, one after the other, and archive them."""
+        for _ in range(count):
+            name = f"m-{len(self.said)}"
+            host = random.choice([None, *(host for host in self.hosts if host.process.returncode is None)])
+            if host is None:
+                await self.memory.put(ChatMessage(role="user", id=name, content=f"this is {name}"))
+            else:
+                await host.do(f"put {name}")
+            self.said.append(name)
+        assert [message.id for message in await self.memory.get_all()] == self.said
+        assert (await self.memory.get())[-1].id == self.said[-1]
+        await self.memory.flush(final=True)
+
+    async def until_begun(self, host: WrongHost) -> None:
+        """Until that host has begun one delivery more."""
+        self.begun.append(f"began {host.name}")
+        async with asyncio.timeout(PATIENCE):
+            while len(self.noted()) < len(self.begun):
+                await asyncio.sleep(0.01)
+        assert self.noted() == self.begun
+
+    async def absorbed(self) -> None:
+        """Everything, once and in order."""
+        await self.memory.drain(PATIENCE)
+        assert (await self.memory.block("watched")).heard == self.said
+
+    def noted(self) -> list[str]:
+        """The lines of the file."""
+        return self.log.read_text().splitlines() if self.log.exists() else []
+
+
 @pytest.mark.parametrize("database_kind", BOTH, indirect=True)
 async def test_hosts_an_hour_ahead_and_behind_keep_order_leases_and_retries(database: Database, tmp_path: Path) -> None:
     """Each of them holds a lease that the others respect while it lives, and take over when it is killed."""
-    uri, log = uri_of(database), tmp_path / "log"
     ahead, behind, last = hosts = [WrongHost(HOUR), WrongHost(-HOUR), WrongHost(HOUR)]
-    async with make_engine(uri, "0", tmp_path) as engine:
-        memory = engine.session("s", user_id="ada")
+    hold = tmp_path / "hold"
+    async with make_engine(uri_of(database), "0", tmp_path) as engine:
+        scene = Scene(engine.session("s", user_id="ada"), hosts, tmp_path)
         try:
-            await memory.put(ChatMessage(role="user", id="first", content="this is the first"))
-            said = ["first"]
-            await asyncio.gather(*(host.start(uri, tmp_path) for host in hosts))
-
-            async def talk(count: int) -> None:
-                for _ in range(count):
-                    name = f"m-{len(said)}"
-                    host = random.choice([None, *(host for host in hosts if host.process.returncode is None)])
-                    if host is None:
-                        await memory.put(ChatMessage(role="user", id=name, content=f"this is {name}"))
-                    else:
-                        await host.do(f"put {name}")
-                    said.append(name)
-                assert [message.id for message in await memory.get_all()] == said
-                assert (await memory.get())[-1].id == said[-1]
-                await memory.flush(final=True)
-
-            async def until(last: str) -> None:
-                async with asyncio.timeout(PATIENCE):
-                    while not log.exists() or log.read_text().splitlines()[-1] != last:
-                        await asyncio.sleep(0.01)
-
-            await talk(20)
+            await asyncio.gather(*(host.start(uri_of(database), tmp_path) for host in hosts))
+            await scene.talk(20)
             (tmp_path / "fail").touch()
+            hold.touch()
+            await ahead.do("work")
+            scene.begun.append(f"failed {ahead.name}")
             for holder, heir in ((ahead, behind), (behind, last)):
-                if holder is ahead:
-                    (tmp_path / "hold").touch()
-                    await holder.do("work")
-                await until(f"began {holder.name}")
+                await scene.until_begun(holder)
                 await heir.do("work")
                 with pytest.raises(DrainTimeoutError):
-                    await memory.drain(0.5)
-                assert log.read_text().splitlines()[-1] == f"began {holder.name}", "its lease was not respected"
+                    await scene.memory.drain(0.5)
+                assert scene.noted() == scene.begun, "its lease was not respected"
                 await holder.kill()
                 # Half an hour passes.
                 execute(database, f"UPDATE memory_block_leases SET until = until - {LEASE}")
-                await until(f"began {heir.name}")
-                (tmp_path / "hold").unlink()
-                await memory.drain(PATIENCE)
-                assert (await memory.block("watched")).heard == said
-                if heir is behind:
-                    (tmp_path / "hold").touch()
-                await talk(5)
-            await memory.drain(PATIENCE)
-            assert log.read_text().splitlines()[:3] == [f"failed {HOUR}", f"began {HOUR}", f"began -{HOUR}"]
-            assert (await memory.block("watched")).heard == said
+                await scene.until_begun(heir)
+                hold.unlink()
+                await scene.absorbed()
+                hold.touch()
+                await scene.talk(5)
+            hold.unlink()
+            await scene.absorbed()
         finally:
             for host in hosts:
                 await host.kill()

@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from chaos_blocks import ACTS, PATIENCE, Program, acts, carry_out, heads, of_session, recorders, small_engine
-from chaos_database import BOTH, BOTH_IN_SOAK, Database, audit, flushed, rows
+from chaos_database import BOTH_IN_SOAK, Database, audit, flushed, rows
 
 from memory_engine import MemoryEngine
 
@@ -54,14 +53,14 @@ def flushes(database: Database) -> list[tuple[object, ...]]:
     )
 
 
-@pytest.mark.parametrize("database_kind", BOTH, indirect=True)
+@pytest.mark.parametrize("database_kind", BOTH_IN_SOAK, indirect=True)
 async def test_a_program_that_is_killed_again_and_again_loses_and_repeats_nothing(
     new_database: Callable[[str], Database], soak: bool
 ) -> None:
     """200 kills with `--soak`: exactly once, in order, and in the same chunks as without any."""
     for seed in range(20 if soak else 1):
         program = Program(new_database(f"killed-{seed}"), seed, count=ACTS if soak else 120)
-        for kill in range(KILLS if soak else (4 if isinstance(program.database, Path) else 2)):
+        for kill in range(KILLS if soak else 4):
             await asyncio.to_thread(program.run_and_end, signal.SIGKILL)
             if program.random.random() < 0.5:
                 await check(program, f"seed {seed}, kill {kill}")
@@ -104,6 +103,6 @@ async def test_the_end_of_a_session_teaches_all_of_it_after_kills_too(database: 
 async def test_an_interrupted_program_loses_and_repeats_nothing(database: Database, soak: bool) -> None:
     """Ctrl-C cancels the whole program at whatever it awaits; what it had acknowledged is there."""
     program = Program(database, 4711)
-    for interrupt in range(30 if soak else 3):
+    for interrupt in range(30 if soak else 2):
         await asyncio.to_thread(program.run_and_end, signal.SIGINT)
         await check(program, f"interrupt {interrupt}")
