@@ -160,6 +160,9 @@ class DeliveryWorker:
                 found = await self._fill()
                 await self._report()
                 pause = await self._pause(_MOMENT if found else _LOCKED)
+            except StoreError as error:  # it says itself what is to be done, and may say so for hours
+                pause = self._settings.limits.poll
+                log.error("the queue of deliveries could not be read, trying again in %.1f s: %s", pause, error)  # noqa: TRY400
             except Exception:  # a worker that ends would leave everything pending without a word
                 log.exception("the queue of deliveries could not be read, trying again in %.1f s", self._settings.limits.poll)
                 pause = self._settings.limits.poll
@@ -251,8 +254,8 @@ class DeliveryWorker:
                 await self._deliver_all(work)
             else:
                 await self._forget(work)
-        except StoreError:
-            log.exception("the database failed during a delivery to block %r; it stays pending", work.lease.block)
+        except StoreError as error:
+            log.error("the database failed during a delivery to block %r; it stays pending: %s", work.lease.block, error)  # noqa: TRY400
         finally:
             # A cancelled worker gives its lease back, so that the next one need not wait for it to run out.
             await _finish(self._store.release(work.lease))

@@ -27,6 +27,8 @@ _SQLITE = {
     sqlite3.SQLITE_AUTH: StoreUnreadableError,
     sqlite3.SQLITE_NOTADB: StoreUnreadableError,
 }
+# A file that may not grow, for a quota or a limit; and a full disk where the file that readers share has no room.
+_SQLITE_FULL = frozenset({sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE})
 
 
 # By SQLSTATE, whole or its class: https://www.postgresql.org/docs/current/errcodes-appendix.html
@@ -116,7 +118,7 @@ def store_error(cause: BaseException) -> StoreError:
     # The low byte is the primary code; SQLite packs the details above it.
     state = _sqlstate(cause)
     if isinstance(code, int):
-        kind = _SQLITE.get(code & 0xFF, StoreError)
+        kind = StoreFullError if code in _SQLITE_FULL else _SQLITE.get(code & 0xFF, StoreError)
     elif state is not None:
         kind = _by_sqlstate(state)
     else:

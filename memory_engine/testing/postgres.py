@@ -68,6 +68,11 @@ class PostgresServer:
         """The address of a database, for SQLAlchemy with asyncpg."""
         return f"postgresql+asyncpg://postgres@/{database}?host={self.folder}"
 
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended, by `crash` or by itself."""
+        return self._server is not None and self._server.poll() is None
+
     def start(self) -> None:
         """Start, also after a crash, and wait until the server answers."""
         options = [part for name, value in self._settings.items() for part in ("-c", f"{name}={value}")]

@@ -1,20 +1,19 @@
-"""Blocks that write down what they absorbed, conversations made from a seed, programs to kill, a look at the raw file."""
+"""Blocks that write down what they absorbed, conversations made from a seed, programs to kill."""
 
 from __future__ import annotations
 
 import asyncio
 import random
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from chaos_database import Database, uri_of
 from pydantic import Field
 
 from memory_engine import BaseMemoryBlock, ChatMessage, MemoryEngine
@@ -212,10 +211,10 @@ def acts(seed: int, count: int, sessions: Sequence[str] = ("a", "b")) -> list[Ac
     return made
 
 
-def small_engine(database: Path, blocks: Sequence[Recorder], **options: Any) -> MemoryEngine:
+def small_engine(database: Database, blocks: Sequence[Recorder], **options: Any) -> MemoryEngine:
     """An engine that flushes often."""
     settings: dict[str, Any] = {"token_limit": 300, "token_flush_size": 40, "limits": QUICK, "tokenizer_fn": words}
-    settings |= {"async_database_uri": f"sqlite+aiosqlite:///{database}", "memory_blocks": blocks}
+    settings |= {"async_database_uri": uri_of(database), "memory_blocks": blocks}
     return MemoryEngine(**(settings | options))
 
 
@@ -229,7 +228,7 @@ class Program:
     """
 
     def __init__(
-        self, database: Path, seed: int, kind: str = "act", *more: str, count: int = ACTS, patience: float = 0.3
+        self, database: Database, seed: int, kind: str = "act", *more: str, count: int = ACTS, patience: float = 0.3
     ) -> None:
         self.database, self.seed, self.done, self.count = database, seed, 0, count
         self.kind, self.more, self.patience = kind, more, patience
@@ -269,26 +268,7 @@ async def carry_out(engine: MemoryEngine, todo: list[Act]) -> None:
             await memory.flush()
 
 
-# -- the raw file ------------------------------------------------------------------------------------------------
-
-
-def rows(database: Path, query: str, *values: object) -> list[tuple[Any, ...]]:
-    """What the file says, past all of the engine's code."""
-    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
-        return connection.execute(query, values).fetchall()
-
-
-def flushed(database: Path, session: str, tenant: str = "") -> list[str]:
-    """The lines that blocks must have written down about a session, in order."""
-    found = rows(
-        database,
-        "SELECT m.seq, m.message_id FROM memory_messages m JOIN memory_sessions s ON s.pk = m.session_pk "
-        "WHERE s.session_id = ? AND s.tenant = ? AND m.seq < s.horizon "
-        "AND m.role NOT IN ('system', 'developer') ORDER BY m.seq",
-        session,
-        tenant,
-    )
-    return [f"{session}/{seq}/{message_id}" for seq, message_id in found]
+# -- what was written down -----------------------------------------------------------------------------------------
 
 
 def heads(lines: Sequence[str]) -> list[str]:
@@ -299,52 +279,3 @@ def heads(lines: Sequence[str]) -> list[str]:
 def of_session(calls: Sequence[Sequence[str]], session: str) -> list[list[str]]:
     """The calls that came from one session, without the texts."""
     return [heads(call) for call in calls if call and call[0].startswith(f"{session}/")]
-
-
-def audit(database: Path) -> None:
-    """Assert that the sums, horizons, cursors and owners in the file agree with each other."""
-    for pk, uid, next_seq, horizon, active, turns_ in rows(
-        database, "SELECT pk, uid, next_seq, horizon, active_tokens, active_turns FROM memory_sessions"
-    ):
-        stored = rows(database, "SELECT seq, role, pinned, tokens FROM memory_messages WHERE session_pk = ?", pk)
-        assert active == sum(t for seq, _, pinned, t in stored if seq >= horizon and not pinned), f"active_tokens of {uid}"
-        assert turns_ == sum(role == "user" for seq, role, pinned, _ in stored if seq >= horizon and not pinned), (
-            f"active_turns of {uid}"
-        )
-        assert next_seq > max((seq for seq, *_ in stored), default=-1)
-        assert 0 <= horizon <= next_seq
-        ends = [end for (end,) in rows(database, "SELECT end_seq FROM memory_flushes WHERE session_pk = ?", pk)]
-        assert max(ends, default=0) <= horizon
-        for block, cursor, target in rows(
-            database, "SELECT block, cursor, target FROM memory_block_cursors WHERE session_pk = ?", pk
-        ):
-            assert 0 <= cursor <= target <= horizon, f"cursor of {block} in {uid}"
-    for table in ("messages", "flushes", "block_cursors", "parked"):
-        lost = f"SELECT COUNT(*) FROM memory_{table} WHERE session_pk NOT IN (SELECT pk FROM memory_sessions)"
-        assert rows(database, lost) == [(0,)], f"{table} without a session"
-    uids = {uid for (uid,) in rows(database, "SELECT uid FROM memory_sessions")}
-    for table in ("block_states", "block_records"):
-        for (key,) in rows(database, f"SELECT DISTINCT scope_key FROM memory_{table} WHERE scope_key LIKE 's:%'"):
-            assert key.rsplit(":", 1)[1] in uids, f"{table} of the erased session {key}"
-
-
-def leaks(database: Path, markers: Sequence[str]) -> dict[str, list[str]]:
-    """Which of the markers are still in which tables."""
-    found: dict[str, list[str]] = {}
-    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
-        tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
-        for table in tables:
-            text = "\n".join(map(repr, connection.execute(f'SELECT * FROM "{table}"')))
-            if seen := [marker for marker in markers if marker in text]:
-                found[table] = seen
-    return found
-
-
-def raw_leaks(database: Path, markers: Sequence[str]) -> dict[str, list[str]]:
-    """Which of the markers are still in the bytes of the file, its log, or anything beside it."""
-    found: dict[str, list[str]] = {}
-    for path in sorted(database.parent.glob(database.name + "*")):
-        content = path.read_bytes()
-        if seen := [marker for marker in markers if marker.encode() in content]:
-            found[path.name] = seen
-    return found

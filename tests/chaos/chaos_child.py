@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 
 from chaos_blocks import acts, recorders, small_engine, speech
+from chaos_database import Database, database_of
 
 from memory_engine import ChatMessage, MemoryEngine
 
@@ -26,7 +27,7 @@ def say(*words: object) -> None:
     print(*words, flush=True)
 
 
-async def act(database: Path, seed: int, count: int, start: int) -> None:
+async def act(database: Database, seed: int, count: int, start: int) -> None:
     """Carry out the acts and acknowledge each; when all are done keep the process up, its deliveries may still run."""
     say("ready")
     async with small_engine(database, recorders(slow=0.02)) as engine:
@@ -81,7 +82,7 @@ async def _go_on(engine: MemoryEngine, seed: int, count: int, start: int, sessio
     await asyncio.sleep(3600)
 
 
-async def write(database: Path, writer: str, count: int) -> None:
+async def write(database: Database, writer: str, count: int) -> None:
     """Put messages in two sessions; other processes do the same to the shared one."""
     random_ = random.Random(writer)
     async with small_engine(database, recorders(slow=0.005)) as engine:
@@ -96,7 +97,7 @@ async def write(database: Path, writer: str, count: int) -> None:
     say("end")
 
 
-async def forget(database: Path) -> None:
+async def forget(database: Database) -> None:
     """Use a memory and let the program end without closing it."""
     engine = small_engine(database, recorders())
     await engine.session("a", user_id="ada").put(ChatMessage(role="user", id="kept", content="I stay"))
@@ -108,9 +109,10 @@ def main(kind: str, database: str, *arguments: str) -> None:
     # A shell that runs the tests in the background has them ignore Ctrl-C, and so their children.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     path = Path(database)
-    if kind in {"act", "facts"}:
-        seed, count, start = map(int, arguments)
-        asyncio.run((act if kind == "act" else facts)(path, seed, count, start))
+    if kind == "act":
+        asyncio.run(act(database_of(database), *map(int, arguments)))
+    elif kind == "facts":
+        asyncio.run(facts(path, *map(int, arguments)))
     elif kind == "recall":
         seed, count, start = map(int, arguments[:3])
         asyncio.run(recall(path, seed, count, start, arguments[3]))
@@ -118,9 +120,9 @@ def main(kind: str, database: str, *arguments: str) -> None:
         seed, count, start = map(int, arguments[:3])
         asyncio.run(think(path, seed, count, start, Path(arguments[3])))
     elif kind == "write":
-        asyncio.run(write(path, arguments[0], int(arguments[1])))
+        asyncio.run(write(database_of(database), arguments[0], int(arguments[1])))
     else:
-        asyncio.run(forget(path))
+        asyncio.run(forget(database_of(database)))
 
 
 if __name__ == "__main__":

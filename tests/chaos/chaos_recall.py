@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chaos_blocks import QUICK, rows, words
+from chaos_blocks import QUICK, words
+from chaos_database import rows
 
 from memory_engine import MemoryEngine
 from memory_engine.blocks.vector.block import VectorMemoryBlock

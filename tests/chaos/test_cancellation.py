@@ -8,13 +8,15 @@ import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Generator, Iterator
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
-from chaos_blocks import PATIENCE, QUICK, Outside, audit, flushed, heads, recorders, rows, small_engine
+from chaos_blocks import PATIENCE, QUICK, Outside, heads, recorders, small_engine
+from chaos_database import BOTH, BOTH_IN_SOAK, Database, audit, flushed, rows
 
 from memory_engine import ChatMessage, Memory, MemoryEngine
 from memory_engine.errors import ClosedError, DrainTimeoutError, WrongEventLoopError
@@ -116,7 +118,7 @@ async def _correct(memory: Memory, engine: MemoryEngine) -> None:
 OPERATIONS: list[Operation] = [_put, _get, _drain, _set, _delete, _reset, _correct]
 
 
-async def check(memory: Memory, engine: MemoryEngine, database: Path, what: str) -> None:
+async def check(memory: Memory, engine: MemoryEngine, database: Database, what: str) -> None:
     """Whole or not at all, sums that add up, a usable connection, and deliveries that go on."""
     name = memory.session_id
     ids = [message.id or "" for message in await memory.get_all()]
@@ -139,18 +141,24 @@ async def check(memory: Memory, engine: MemoryEngine, database: Path, what: str)
     audit(database)
 
 
+def _cases() -> Iterator[Any]:
+    """All of them on both databases with `--soak`; in the normal run two operations on PostgreSQL."""
+    for operation, late, delivery, kind in product(OPERATIONS, (False, True), ("background", "inline"), BOTH):
+        chosen = kind == "sqlite" or (late and delivery == "background" and operation in {_put, _correct})
+        name = f"{operation.__name__[1:]}-{'done' if late else 'waiting'}-{delivery}-{kind}"
+        yield pytest.param(operation, late, delivery, kind, id=name, marks=[] if chosen else [pytest.mark.soak])
+
+
 @pytest.mark.asyncio
-@pytest.mark.parametrize("delivery", ["background", "inline"])
-@pytest.mark.parametrize("late", [False, True], ids=["waiting", "done"])
-@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.__name__[1:])
+@pytest.mark.parametrize(("operation", "late", "delivery", "database_kind"), [*_cases()], indirect=["database_kind"])
 async def test_a_cancelled_operation_is_done_or_not(
-    database: Path, operation: Operation, late: bool, delivery: str, soak: bool
+    database: Database, operation: Operation, late: bool, delivery: str, soak: bool
 ) -> None:
     """Cancelled at each of its awaits in turn, until it gets through."""
     async with small_engine(database, recorders(slow=0.004), delivery=delivery) as engine:
-        number, came = 0, True
+        number, came, step = 0, True, 7 if isinstance(database, Path) else 20
         while came:
-            number += 1 if soak or number < 3 else 7
+            number += 1 if soak or number < 3 else step
             memory = engine.session(f"s{number}", user_id=f"u{number}")
             await prepare(memory)
             came = await cancelled(operation(memory, engine), number, late=late)
@@ -158,9 +166,10 @@ async def test_a_cancelled_operation_is_done_or_not(
         assert number > 1, "it never waited"
 
 
+@pytest.mark.parametrize("database_kind", BOTH, indirect=True)
 @pytest.mark.asyncio
 @pytest.mark.parametrize("late", [False, True], ids=["waiting", "done"])
-async def test_a_cancelled_correction_holds_no_lease(database: Path, late: bool) -> None:
+async def test_a_cancelled_correction_holds_no_lease(database: Database, late: bool) -> None:
     """Nobody has to wait until it runs out."""
     async with small_engine(database, recorders(), limits=replace(QUICK, lease=3600.0)) as engine:
         memory = engine.session("s", user_id="u")
@@ -174,14 +183,15 @@ async def test_a_cancelled_correction_holds_no_lease(database: Path, late: bool)
         assert number > 3, "it hardly waited"
 
 
+@pytest.mark.parametrize("database_kind", BOTH_IN_SOAK, indirect=True)
 @pytest.mark.asyncio
 @pytest.mark.parametrize("late", [False, True], ids=["waiting", "done"])
-async def test_the_first_use_can_be_cancelled(tmp_path: Path, late: bool) -> None:
+async def test_the_first_use_can_be_cancelled(new_database: Callable[[str], Database], late: bool) -> None:
     """While it connects and creates the tables."""
     number, came = 0, True
     while came:
         number += 1
-        database = tmp_path / f"{number}.db"
+        database = new_database(str(number))
         engine = small_engine(database, recorders())
         memory = engine.session("s", user_id="u")
         came = await cancelled(memory.put(question("s-first")), number, late=late)
@@ -191,14 +201,15 @@ async def test_the_first_use_can_be_cancelled(tmp_path: Path, late: bool) -> Non
         await engine.aclose()
 
 
+@pytest.mark.parametrize("database_kind", BOTH_IN_SOAK, indirect=True)
 @pytest.mark.asyncio
 @pytest.mark.parametrize("late", [False, True], ids=["waiting", "done"])
-async def test_closing_can_be_cancelled(tmp_path: Path, late: bool) -> None:
+async def test_closing_can_be_cancelled(new_database: Callable[[str], Database], late: bool, soak: bool) -> None:
     """What was pending is resumed by the next start, and closing again is allowed."""
     number, came = 0, True
     while came:
-        number += 1
-        database = tmp_path / f"{number}.db"
+        number += 1 if soak or number < 3 else 5
+        database = new_database(str(number))
         engine = small_engine(database, recorders(slow=0.01))
         memory = engine.session("s", user_id="u")
         await prepare(memory)
@@ -208,9 +219,10 @@ async def test_closing_can_be_cancelled(tmp_path: Path, late: bool) -> None:
             await check(engine.session("s", user_id="u"), engine, database, f"await {number}")
 
 
+@pytest.mark.parametrize("database_kind", BOTH, indirect=True)
 @pytest.mark.asyncio
 @pytest.mark.parametrize("delivery", ["background", "inline"])
-async def test_closing_does_not_wait_for_a_block_that_does_not_end(database: Path, delivery: str) -> None:
+async def test_closing_does_not_wait_for_a_block_that_does_not_end(database: Database, delivery: str) -> None:
     """Longer than it was told to; the next start absorbs what was pending."""
     entered = asyncio.Event()
     stuck = Outside(name="outside", priority=1, linger=3600.0, entered=entered.set)
@@ -234,8 +246,9 @@ async def test_closing_does_not_wait_for_a_block_that_does_not_end(database: Pat
         assert [line for call in calls for line in heads(call)] == flushed(database, "s")
 
 
+@pytest.mark.parametrize("database_kind", BOTH, indirect=True)
 @pytest.mark.asyncio
-async def test_a_program_may_be_cancelled_as_a_whole(database: Path, soak: bool) -> None:
+async def test_a_program_may_be_cancelled_as_a_whole(database: Database, soak: bool) -> None:
     """Writers, readers and drains in one task group that is cancelled after more and more turns of the loop."""
     stored: list[str] = []
 
@@ -334,8 +347,9 @@ async def test_a_closed_memory_says_so(database: Path) -> None:
         assert len(await engine.session("s", user_id="u").get_all()) == 1
 
 
+@pytest.mark.parametrize("database_kind", BOTH_IN_SOAK, indirect=True)
 @pytest.mark.asyncio
-async def test_closing_while_others_work(database: Path) -> None:
+async def test_closing_while_others_work(database: Database) -> None:
     """What runs meanwhile ends whole or is told that the memory is closed."""
     for start in range(10):
         engine = small_engine(database, recorders(slow=0.01))

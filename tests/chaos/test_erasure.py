@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import random
-import sqlite3
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import closing
-from pathlib import Path
 
 import pytest
-from chaos_blocks import (
-    PATIENCE,
-    InFields,
-    InRecords,
-    Outside,
-    Recorder,
-    Shelf,
+from chaos_blocks import PATIENCE, InFields, InRecords, Outside, Recorder, Shelf, heads, small_engine
+from chaos_database import (
+    BOTH,
+    BOTH_IN_SOAK,
+    Database,
     audit,
+    execute,
     flushed,
-    heads,
     leaks,
     raw_leaks,
     rows,
-    small_engine,
+    tables,
 )
 
 from memory_engine import ChatMessage, Memory, MemoryEngine
@@ -125,7 +120,8 @@ def assert_unknown(text: str, marks: Sequence[str], what: str) -> None:
     assert not found, f"{what} still says: " + "; ".join(found[:5])
 
 
-async def test_erasing_while_blocks_absorb_leaves_nothing(database: Path, soak: bool) -> None:
+@pytest.mark.parametrize("database_kind", BOTH_IN_SOAK, indirect=True)
+async def test_erasing_while_blocks_absorb_leaves_nothing(database: Database, soak: bool) -> None:
     """100 times with `--soak`: rows, blocks, contexts, old handles, an outside store, the bytes of the file."""
     shelf = Shelf()
     marks = Marks()
@@ -176,14 +172,14 @@ async def test_erasing_while_blocks_absorb_leaves_nothing(database: Path, soak: 
     assert raw_leaks(database, marks.erased) == {}, "in the bytes of the closed database"
 
 
-async def check(database: Path, shelf: Shelf, marks: Marks, what: str) -> None:
+async def check(database: Database, shelf: Shelf, marks: Marks, what: str) -> None:
     """No erased mark in any table, nor outside."""
     audit(database)
     assert leaks(database, marks.erased) == {}, what
     assert_unknown(str(shelf), marks.erased, f"{what}: the outside store")
 
 
-async def remaining_is_absorbed_once(engine: MemoryEngine, database: Path, alive: dict[str, list[tuple[str, str]]]) -> None:
+async def remaining_is_absorbed_once(engine: MemoryEngine, database: Database, alive: dict[str, list[tuple[str, str]]]) -> None:
     """Erasing some messages costs no block any of the others."""
     for name, said in alive.items():
         memory = engine.session(name, user_id=f"u{int(name[1:]) % 3}")
@@ -196,7 +192,7 @@ async def remaining_is_absorbed_once(engine: MemoryEngine, database: Path, alive
                 assert sorted(mine) == expected, f"{kind}_of_{scope} of {name}"
 
 
-async def test_the_bytes_of_an_open_database_keep_nothing_that_was_erased(database: Path) -> None:
+async def test_the_bytes_of_an_open_database_keep_nothing_that_was_erased(database: Database) -> None:
     """Neither free pages nor the write-ahead log, while the engine stays open."""
     marks = Marks()
     async with small_engine(database, definitions(Shelf()), token_limit=1000) as engine:
@@ -211,7 +207,8 @@ async def test_the_bytes_of_an_open_database_keep_nothing_that_was_erased(databa
             assert raw_leaks(database, gone) == {}, how
 
 
-async def test_erasing_before_and_after_a_restart(database: Path) -> None:
+@pytest.mark.parametrize("database_kind", BOTH, indirect=True)
+async def test_erasing_before_and_after_a_restart(database: Database) -> None:
     """Work that was pending for an erased session is not resumed for the one that follows it."""
     marks = Marks()
     shelf = Shelf()
@@ -235,8 +232,9 @@ async def test_erasing_before_and_after_a_restart(database: Path) -> None:
         assert_unknown(str(shelf), gone, "the outside store")
 
 
+@pytest.mark.parametrize("database_kind", BOTH, indirect=True)
 @pytest.mark.parametrize("ended", ["killed", "cancelled"])
-async def test_what_a_delivery_wrote_outside_before_it_was_cut_off_is_forgotten(database: Path, ended: str) -> None:
+async def test_what_a_delivery_wrote_outside_before_it_was_cut_off_is_forgotten(database: Database, ended: str) -> None:
     """It was never committed, so that only the outside store knows of it; whatever happens before it is repeated."""
     marks, shelf, options = Marks(), Shelf(), {"token_limit": 1000, "token_flush_size": 500}
     stuck = Outside(name="outside", priority=1, shelf=shelf, linger=60.0)
@@ -251,8 +249,7 @@ async def test_what_a_delivery_wrote_outside_before_it_was_cut_off_is_forgotten(
         await engine.aclose(timeout=0.001)
     if ended == "killed":
         # What a process leaves that was killed some time ago: a lease that nobody gave back.
-        with closing(sqlite3.connect(database)) as connection, connection:
-            connection.execute("INSERT INTO memory_block_leases VALUES (?, ?, ?, ?, ?, 0.0)", leases[0][:5])
+        execute(database, "INSERT INTO memory_block_leases VALUES (?, ?, ?, ?, ?, 0.0)", *leases[0][:5])
     async with small_engine(database, [], **options) as tool:  # it has no blocks, so that it repeats nothing
         await tool.session("s", user_id="u").delete([message_id for message_id, _ in said[1:6]])
     async with small_engine(database, [Outside(name="outside", priority=1, shelf=shelf)], **options) as engine:
@@ -298,9 +295,10 @@ WHOLE: list[Callable[[Memory, MemoryEngine], Awaitable[None]]] = [
 ]
 
 
+@pytest.mark.parametrize("database_kind", BOTH_IN_SOAK, indirect=True)
 @pytest.mark.parametrize("erase", WHOLE, ids=lambda erase: erase.__name__[1:])
 async def test_caches_of_another_engine_do_not_outlive_what_they_cached(
-    database: Path, erase: Callable[[Memory, MemoryEngine], Awaitable[None]]
+    database: Database, erase: Callable[[Memory, MemoryEngine], Awaitable[None]]
 ) -> None:
     """The same session anew, with as many messages and deliveries as before, so that every counter is the same again."""
     marks = Marks()
@@ -325,8 +323,9 @@ async def test_caches_of_another_engine_do_not_outlive_what_they_cached(
         assert leaks(database, gone) == {}
 
 
+@pytest.mark.parametrize("database_kind", BOTH, indirect=True)
 @pytest.mark.parametrize("how", ["delete_session", "delete_user", "delete_tenant"])
-async def test_deleting_leaves_rows_of_others_only(database: Path, how: str) -> None:
+async def test_deleting_leaves_rows_of_others_only(database: Database, how: str) -> None:
     """Counted in every table: what a deletion leaves is what would be there had the deleted never been."""
     marks = Marks()
     async with small_engine(database, definitions(Shelf())) as engine:
@@ -356,10 +355,10 @@ async def test_deleting_leaves_rows_of_others_only(database: Path, how: str) -> 
         assert all(mark in text for _, mark in said)
 
 
-def counts(database: Path) -> dict[str, int]:
+def counts(database: Database) -> dict[str, int]:
     """How many rows each table has, but for the leases: one is given back a moment after its work is done."""
-    tables = [
-        name for (name,) in rows(database, "SELECT name FROM sqlite_master WHERE type = 'table' AND name LIKE 'memory_%'")
-    ]
-    tables.remove("memory_block_leases")
-    return {table: rows(database, f'SELECT COUNT(*) FROM "{table}"')[0][0] for table in tables}
+    return {
+        table: rows(database, f'SELECT COUNT(*) FROM "{table}"')[0][0]
+        for table in tables(database)
+        if table != "memory_block_leases"
+    }

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chaos_blocks import PATIENCE, Act, Program, acts, audit, carry_out, leaks, raw_leaks, rows
+from chaos_blocks import PATIENCE, Act, Program, acts, carry_out
+from chaos_database import audit, leaks, raw_leaks, rows
 from chaos_facts import NAME, calls_of, facts_engine
 
 from memory_engine import ChatMessage, MemoryEngine

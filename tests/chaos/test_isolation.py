@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chaos_blocks import PATIENCE, InFields, InRecords, Outside, Recorder, Shelf, audit, rows, small_engine, words
+from chaos_blocks import PATIENCE, InFields, InRecords, Outside, Recorder, Shelf, small_engine, words
+from chaos_database import BOTH, BOTH_IN_SOAK, Database, audit, rows
 from pydantic import Field
 
 from memory_engine import BaseMemoryBlock, ChatMessage, Memory, TextBlock
@@ -73,7 +74,8 @@ async def check(memory: Memory, everyone: Sequence[Memory]) -> None:
             assert len(lines) == len(set(lines)), f"{block.name} of {memory!r} repeats itself"
 
 
-async def test_one_definition_serves_a_hundred_sessions_of_ten_users(database: Path, soak: bool) -> None:
+@pytest.mark.parametrize("database_kind", BOTH_IN_SOAK, indirect=True)
+async def test_one_definition_serves_a_hundred_sessions_of_ten_users(database: Database, soak: bool) -> None:
     """Session-, user- and tenant-wide blocks, in fields, in records and outside; two tenants with the same ids."""
     sessions, users, count = (100, 10, 12) if soak else (10, 3, 6)
     blocks = definitions()
@@ -98,7 +100,8 @@ async def test_one_definition_serves_a_hundred_sessions_of_ten_users(database: P
         assert [block.model_dump() for block in blocks] == before, "a definition was changed"
 
 
-async def test_what_is_shown_comes_from_the_scopes_it_may_come_from(database: Path) -> None:
+@pytest.mark.parametrize("database_kind", BOTH_IN_SOAK, indirect=True)
+async def test_what_is_shown_comes_from_the_scopes_it_may_come_from(database: Database) -> None:
     """The finished messages, with sections, say nothing of another user or session."""
     async with small_engine(database, definitions(), token_limit=3_000, chat_history_token_ratio=0.05) as engine:
         mine = [engine.session(f"m{n}", user_id="me") for n in range(2)]
@@ -123,11 +126,12 @@ def names(text: str) -> list[str]:
     return [block.name for block in definitions() if f"<{block.name}>" in text]
 
 
-async def test_ids_that_look_alike_are_different(database: Path) -> None:
+@pytest.mark.parametrize("database_kind", BOTH, indirect=True)
+async def test_ids_that_look_alike_are_different(database: Database, soak: bool) -> None:
     """Ids are compared exactly, and no two of them add up to the same key."""
     like = ["a", "A", "a ", " a", "a:b", "a%", "a_", "á", "a\u0301", "１", "1", "1:a", "b:c", "a'--", '"a"', "a\\", "s:0::1:a"]
     pairs = [(tenant, user) for tenant in ("", *like) for user in like]
-    chosen = random.Random(3).sample(pairs, 40)
+    chosen = random.Random(3).sample(pairs, 40 if soak else 15)
     chosen += [("a", "b:c"), ("a:b", "c"), ("", "1:a"), ("1", "a")]
     async with small_engine(database, definitions()) as engine:
         everyone = [engine.session(user, user_id=user, tenant=tenant) for tenant, user in dict.fromkeys(chosen)]
@@ -144,7 +148,8 @@ async def test_ids_that_look_alike_are_different(database: Path) -> None:
                     assert said == [marker(memory.tenant, memory.session_id, 0)]
 
 
-async def test_a_session_opens_for_its_own_user_only(database: Path) -> None:
+@pytest.mark.parametrize("database_kind", BOTH, indirect=True)
+async def test_a_session_opens_for_its_own_user_only(database: Database) -> None:
     """Also with a handle that was there before, and for every way to touch it."""
     async with small_engine(database, [InFields(priority=1)]) as engine:
         await engine.session("s", user_id="ada").put({"role": "user", "content": "secret"})

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chaos_blocks import PATIENCE, Program, acts, audit, carry_out, flushed
+from chaos_blocks import PATIENCE, Program, acts, carry_out
+from chaos_database import audit, flushed
 from chaos_models import calls, thinking, thinking_engine
 
 from memory_engine import MemoryEngine

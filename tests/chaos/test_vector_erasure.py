@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from chaos_blocks import PATIENCE, audit, rows
+from chaos_blocks import PATIENCE
+from chaos_database import audit, rows
 from chaos_recall import KINDS, SCOPES, Shop, SlowEmbedder, recall_engine, recalling, shop
 
 from memory_engine import ChatMessage, Memory, MemoryEngine

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from chaos_blocks import PATIENCE, audit
+from chaos_blocks import PATIENCE
+from chaos_database import audit
 from chaos_recall import KINDS, SCOPES, SlowEmbedder, recall_engine, recalling, shop
 
 from memory_engine import ChatMessage, Memory

@@ -8,7 +8,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from chaos_blocks import PATIENCE, Program, acts, audit, carry_out, rows, small_engine
+from chaos_blocks import PATIENCE, Program, acts, carry_out, small_engine
+from chaos_database import audit, rows
 from chaos_recall import KINDS, Shop, SlowEmbedder, Stored, recalling, shop
 
 from memory_engine import ChatMessage, MemoryEngine

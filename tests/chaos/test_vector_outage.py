@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chaos_blocks import PATIENCE, audit
+from chaos_blocks import PATIENCE
+from chaos_database import audit
 from chaos_recall import KINDS, Shop, SlowEmbedder, recall_engine, recalling, shop
 from qdrant_client import models
 

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from chaos_blocks import PATIENCE, audit, flushed, heads, of_session, recorders, rows, small_engine, speech
+from chaos_blocks import PATIENCE, heads, of_session, recorders, small_engine, speech
+from chaos_database import BOTH, BOTH_IN_SOAK, Database, audit, flushed, rows
 
 from memory_engine import ChatMessage, Memory, MemoryEngine
 
@@ -29,7 +30,7 @@ def by_writer(ids: Sequence[str | None]) -> dict[str, list[int]]:
     return dict(found)
 
 
-async def check(engine: MemoryEngine, database: Path, session: str, writers: Sequence[str], count: int) -> None:
+async def check(engine: MemoryEngine, database: Database, session: str, writers: Sequence[str], count: int) -> None:
     """All there, each writer's in its order, sequences without gaps, each flushed message absorbed once."""
     memory = engine.session(session, user_id="ada")
     stored = [message.id for message in await memory.get_all()]
@@ -70,9 +71,10 @@ async def write(memory: Memory, writer: int, count: int) -> None:
             assert shown.get(str(writer), [number - 1])[-1] == number - 1
 
 
-async def test_eight_tasks_write_one_session(database: Path, soak: bool) -> None:
+@pytest.mark.parametrize("database_kind", BOTH_IN_SOAK, indirect=True)
+async def test_eight_tasks_write_one_session(database: Database, soak: bool) -> None:
     """Through one handle, through handles of their own, and through engines of their own."""
-    count = 250 if soak else 40
+    count = 250 if soak else 25
     blocks = recorders(slow=0.005)
     async with small_engine(database, blocks) as first, small_engine(database, blocks) as second:
         shared = first.session("shared", user_id="ada")
@@ -87,9 +89,10 @@ async def test_eight_tasks_write_one_session(database: Path, soak: bool) -> None
         await check(second, database, "shared", [str(n) for n in range(8)], count)
 
 
-async def test_four_processes_write_one_file(database: Path, soak: bool) -> None:
+@pytest.mark.parametrize("database_kind", BOTH_IN_SOAK, indirect=True)
+async def test_four_processes_write_one_file(database: Database, soak: bool) -> None:
     """They create it together, share a session and a user, and deliver side by side."""
-    count = 250 if soak else 40
+    count = 250 if soak else 25
     writers = ["1", "2", "3", "4"]
     started = [
         await asyncio.create_subprocess_exec(
@@ -115,7 +118,8 @@ async def test_four_processes_write_one_file(database: Path, soak: bool) -> None
             await check(engine, database, f"own-{writer}", [writer], count)
 
 
-async def test_a_message_with_an_id_is_stored_once_however_many_put_it(database: Path) -> None:
+@pytest.mark.parametrize("database_kind", BOTH, indirect=True)
+async def test_a_message_with_an_id_is_stored_once_however_many_put_it(database: Database) -> None:
     """The same retry from many tasks and engines at the same time."""
     async with small_engine(database, recorders()) as first, small_engine(database, recorders()) as second:
         for number in range(20):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -86,6 +87,32 @@ def once(error: BaseException, times: int = 1) -> Callable[..., None]:
     return fail
 
 
+def _sqlite_in(folder: Path) -> str:
+    return f"sqlite+aiosqlite:///{folder / 'memory.db'}"
+
+
+_addresses: list[Callable[[Path], str]] = [_sqlite_in]
+"""Gives the database that belongs to a folder."""
+
+
+@pytest.fixture(autouse=True, params=["sqlite", pytest.param("postgresql", marks=pytest.mark.soak)])
+def _database_kind(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Everything here holds on both databases; on PostgreSQL with `--soak`."""
+    if request.param == "postgresql":
+        server, made = request.getfixturevalue("postgres"), dict[Path, str]()
+
+        def postgresql_in(folder: Path) -> str:
+            if folder not in made:
+                # A running event loop allows no other one in its thread.
+                with ThreadPoolExecutor(1) as thread:
+                    made[folder] = thread.submit(server.make).result()
+            return made[folder]
+
+        _addresses[0] = postgresql_in
+    yield
+    _addresses[0] = _sqlite_in
+
+
 @asynccontextmanager
 async def open_engine(folder: Path, *blocks: BaseMemoryBlock[Any], **settings: Any) -> AsyncIterator[MemoryEngine]:
     engine = make_engine(folder, *blocks, **settings)
@@ -98,8 +125,7 @@ async def open_engine(folder: Path, *blocks: BaseMemoryBlock[Any], **settings: A
 def make_engine(folder: Path, *blocks: BaseMemoryBlock[Any], **settings: Any) -> MemoryEngine:
     limits = Limits(**{**LIMITS, **settings.pop("limits", {})})
     settings.pop("close_in", None)
-    uri = f"sqlite+aiosqlite:///{folder / 'memory.db'}"
-    return MemoryEngine(async_database_uri=uri, memory_blocks=blocks, limits=limits, **settings)
+    return MemoryEngine(async_database_uri=_addresses[0](folder), memory_blocks=blocks, limits=limits, **settings)
 
 
 async def tell(memory: Memory, *texts: str) -> list[str]:
