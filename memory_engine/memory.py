@@ -140,7 +140,10 @@ class Memory:
         :raises InvalidMessageError: not a message, or one that cannot be kept exactly; nothing was written.
         :raises StoreError: the database refused; nothing was written.
         """
-        stored = await self.put_messages([message])
+        if not self._writes("put"):
+            return None
+        await self._engine._ready()
+        stored = await self._session.put((message,))
         return stored[0] if stored else None
 
     async def put_messages(self, messages: Sequence[MessageLike]) -> list[ChatMessage]:

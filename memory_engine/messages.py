@@ -236,6 +236,7 @@ _DEFAULTS: dict[type[Value], dict[str, Any]] = {
     cls: {name: field.get_default(call_default_factory=True) for name, field in cls.model_fields.items()}
     for cls in (ChatMessage, *BLOCK_TYPES.values())
 }
+_TALK = frozenset({"system", "developer", "user", "assistant"})
 _OUR_KEYS = frozenset({"content", *ChatMessage.model_fields})
 _encode_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":")).encode
 _quoted = json.encoder.encode_basestring
@@ -323,6 +324,8 @@ def coerce(value: object) -> ChatMessage:
     """
     if type(value) is ChatMessage:
         return value
+    if type(value) is dict and (plain := _plain(value)) is not None:
+        return plain
     try:
         if isinstance(value, ChatMessage):
             return ChatMessage.model_validate(value)
@@ -336,6 +339,15 @@ def coerce(value: object) -> ChatMessage:
         f"A message is a ChatMessage or a dict with 'role' and 'content', not {type(value).__name__}; "
         'write ChatMessage(role="user", content=...).'
     )
+
+
+def _plain(value: dict[Any, Any]) -> ChatMessage | None:
+    """The message of a dict of a role and a text and nothing else, as most are; to validate it takes three times as long."""
+    role, text = value.get("role"), value.get("content")
+    if len(value) != 2 or type(text) is not str or not text.isascii() or type(role) is not str or role not in _TALK:
+        return None
+    block = _restore(TextBlock, {"type": "text", "text": text})
+    return _restore(ChatMessage, {"role": role, "blocks": (block,)})
 
 
 def _is_openai(value: Mapping[Any, Any]) -> bool:

@@ -165,9 +165,12 @@ class Session:
             given, drafts = await self._drafts(messages)
             if not drafts:
                 return []
-            result = await self._retrying(lambda: self._append(drafts))
+            try:
+                result = await self._append(drafts)
+            except TokenizerChanged:
+                result = await self._retrying(lambda: self._append(drafts))
         stored = self._stored(given, drafts, result)
-        self.core.windows.appended(result, {row.seq: m for row, m in zip(result.rows, stored, strict=True)})
+        self.core.windows.appended(result, stored)
         self.core.telemetry.put(len(drafts), time.perf_counter() - started)
         await self._after(result.flush)
         return stored
@@ -323,6 +326,9 @@ class Session:
         return result
 
     def _stored(self, given: Sequence[ChatMessage], drafts: Sequence[Draft], result: AppendResult) -> list[ChatMessage]:
+        if len(drafts) == 1 and result.appended and not drafts[0].partial:
+            (row,) = result.rows
+            return [stored_as(given[0], row.message_id, moment(row.created_at))]
         appended = {row.seq for row in result.appended}
         stored: list[ChatMessage] = []
         for message, draft, row in zip(given, drafts, result.rows, strict=True):

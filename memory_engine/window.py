@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 
@@ -101,12 +101,13 @@ class Windows:
         rows = await store.visible_rows(session)
         return self._keep(session, tuple(entry_of(row) for row in rows), {})
 
-    def appended(self, result: AppendResult, messages: Mapping[int, ChatMessage]) -> None:
-        """Note our own put, if the window was up to date before it; `messages` are by seq."""
+    def appended(self, result: AppendResult, stored: Sequence[ChatMessage]) -> None:
+        """Note our own put, if the window was up to date before it; `stored` are the messages of its rows."""
         session, rows = result.session, result.appended
         cached = self._windows.get(session.uid)
         if cached is None or not cached.grows_into(session) or cached.next_seq != session.next_seq - len(rows):
             return
+        messages = {row.seq: message for row, message in zip(result.rows, stored, strict=True)}
         new = tuple(entry_of(row, messages.get(row.seq)) for row in rows)
         window = self._keep(session, (*cached.entries, *new), cached.copies)
         unmoved = cached.horizon == session.horizon and cached.lag_from is None

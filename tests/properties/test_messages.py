@@ -7,10 +7,12 @@ import math
 from datetime import UTC
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from memory_engine.errors import InvalidMessageError
 from memory_engine.formats import openai
 from memory_engine.messages import (
     AudioBlock,
@@ -244,3 +246,25 @@ def test_every_message_has_an_openai_form_that_is_json(conversation: list[ChatMe
     again = openai.from_openai(dumped)
     assert [call.id for m in again for call in m.tool_calls] == [call.id for m in conversation for call in m.tool_calls]
     assert [i for m in again for i in m.tool_results] == [i for m in conversation for i in m.tool_results]
+
+
+@given(
+    role=st.sampled_from(["system", "developer", "user", "assistant", "tool", "nobody", "", None]),
+    content=st.one_of(st.text(), st.text(st.characters(max_codepoint=127)), st.none(), st.integers(), st.just("\ud800")),
+)
+def test_a_plain_dict_is_read_as_any_other(role: Any, content: Any) -> None:
+    """The short way gives what validation gives, or leaves it to validation."""
+    plain = {"role": role, "content": content}
+    try:
+        expected: ChatMessage | None = ChatMessage.model_validate(plain)
+    except ValidationError:
+        expected = None
+    if expected is None:
+        with pytest.raises(InvalidMessageError):
+            coerce(plain)
+        return
+    found = coerce(plain)
+    assert found == expected and found.model_dump() == expected.model_dump()
+    assert found.model_fields_set == expected.model_fields_set
+    assert [block.model_fields_set for block in found.blocks] == [block.model_fields_set for block in expected.blocks]
+    assert encode(found) == encode(expected) and hash(found) == hash(expected)
