@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from memory_engine.binding import Block, ScopeBinding, bind, can_forget, is_changing, kept
 from memory_engine.block import BlockContext, Erased
 from memory_engine.errors import BlockError, BlockTimeoutError, BlockUnavailableError, StoreError
-from memory_engine.guard import Interrupted, guarded
+from memory_engine.guard import EndedBefore, Interrupted, guarded
 from memory_engine.rows import message_of
 from memory_engine.settings import Clock, Limits
 from memory_engine.store import (
@@ -369,8 +369,17 @@ class DeliveryWorker:
     async def _leased(self, claim: Claim | ErasureClaim, work: Any, what: str) -> None:
         limits = self._settings.limits
         session = claim.session if isinstance(claim, Claim) else None
-        async with kept(self._store, claim.lease, session, limits.lease) as lost:
-            await guarded(work, seconds=limits.delivery, what=what, stop=lost)
+        try:
+            async with kept(self._store, claim.lease, session, limits.lease) as lost:
+                await guarded(work, seconds=limits.delivery, what=what, stop=lost)
+        except EndedBefore as late:
+            # What the block has done is written down first, be it well done or not; then we are cancelled.
+            task = asyncio.current_task()
+            assert task is not None
+            task.uncancel()
+            task.cancel()
+            if late.error is not None:
+                raise late.error from None
 
     def _context(self, claim: Claim, chunk: Chunk) -> BlockContext:
         session = claim.session

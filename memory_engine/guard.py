@@ -18,12 +18,21 @@ class Interrupted(Exception):
     """Internal: the guarded code was stopped because its `stop` event was set."""
 
 
+class EndedBefore(asyncio.CancelledError):
+    """The caller was cancelled when the work had ended already: with `error`, or well."""
+
+    def __init__(self, error: Exception | None) -> None:
+        super().__init__()
+        self.error = error
+
+
 async def guarded(work: Coroutine[Any, Any, R], *, seconds: float, what: str, stop: asyncio.Event | None = None) -> R:
     """The result of `work`, which is cancelled after `seconds`, or when `stop` is set, or with the caller.
 
     :raises BlockTimeoutError: the time is over; names `what`.
     :raises BlockError: the code raised `CancelledError` by itself, or another exception that is no `Exception`.
     :raises Interrupted: `stop` was set first.
+    :raises EndedBefore: it is cancelled too late to stop anything.
     """
     task: asyncio.Task[R] = asyncio.ensure_future(work)
     watch = asyncio.ensure_future(stop.wait()) if stop is not None else None
@@ -41,7 +50,10 @@ async def guarded(work: Coroutine[Any, Any, R], *, seconds: float, what: str, st
     except asyncio.CancelledError:
         if not task.done():
             await _abandon(task)
-        raise
+            raise
+        if task.cancelled():
+            raise
+        raise EndedBefore(_error_of(task, what)) from None
     finally:
         if watch is not None:
             watch.cancel()
@@ -54,6 +66,14 @@ def _result(task: asyncio.Task[R], what: str) -> R:
         raise
     except BaseException as error:  # code in Rust (tokenizers among it) raises its PanicException
         raise BlockError(f"{what} raised {type(error).__name__}: {error}") from error
+
+
+def _error_of(task: asyncio.Task[Any], what: str) -> Exception | None:
+    try:
+        _result(task, what)
+    except Exception as error:  # noqa: BLE001 - it is handed on
+        return error
+    return None
 
 
 async def _abandon(task: asyncio.Task[Any]) -> None:

@@ -73,18 +73,23 @@ class Window:
 
 
 class Windows:
-    """The windows of the sessions used last, at most `size` of them, by the session's uid.
+    """The windows of the sessions used last, by the session's uid: at most `size`, and of `messages` in all but for the last.
+
+    A message takes some 2.5 kB, so that windows take some 80 MB at most.
 
     A uid is random and never used again, so an entry can be outdated but never another session's.
     """
 
-    def __init__(self, size: int = 1024) -> None:
-        self._size = size
+    def __init__(self, size: int = 1024, messages: int = 32_768) -> None:
+        self._size, self._most = size, messages
         self._windows: OrderedDict[str, Window] = OrderedDict()
+        self._messages = 0
 
     def forget(self, uid: str) -> None:
         """Drop the window of a session whose messages changed."""
-        self._windows.pop(uid, None)
+        window = self._windows.pop(uid, None)
+        if window is not None:
+            self._messages -= len(window.entries)
 
     async def read(self, store: Store, session: SessionRow) -> Window:
         """The window at that version: from memory, by the rows that are new, or whole."""
@@ -125,10 +130,11 @@ class Windows:
         newest = self._windows.get(session.uid)
         # A slower reader must not put an older version in place of a newer one.
         if newest is None or newest.revision < session.revision or newest.next_seq <= session.next_seq:
+            self.forget(session.uid)
             self._windows[session.uid] = window
-            self._windows.move_to_end(session.uid)
-            while len(self._windows) > self._size:
-                self._windows.popitem(last=False)
+            self._messages += len(entries)
+            while len(self._windows) > 1 and (len(self._windows) > self._size or self._messages > self._most):
+                self.forget(next(iter(self._windows)))
         return window
 
 

@@ -43,6 +43,7 @@ class BlockContract:
     - `conversation`, a fixture: the messages to absorb. One of them must contain `secret`, best as something that the
       block remembers.
     - `observe(block)`: what a bound copy knows, as comparable data. Extend it by what the block keeps outside.
+    - `database_uri(folder, name)`: where engines keep their database.
     - `scopes`: the scopes that the block supports; `token_limits`: the budgets to try.
     """
 
@@ -78,12 +79,16 @@ class BlockContract:
         records = [(record.seq, record.data, record.blob) for record in await block.records.list()]
         return fields, sorted(records, key=repr)
 
+    def database_uri(self, folder: Path, name: str) -> str:
+        """Where engines of a test keep their database, the same for the same folder and name; on SQLite unless overridden."""
+        return f"sqlite+aiosqlite:///{folder / name}.db"
+
     # -- the tests -------------------------------------------------------------------------------------------
 
     async def test_the_definition_is_not_changed(self, block: Block, conversation: list[ChatMessage], tmp_path: Path) -> None:
         """One definition serves all sessions, so nothing that a session teaches may end up in it."""
         before = _definition(block)
-        async with _engine(tmp_path, block) as engine:
+        async with self._engine(tmp_path, block) as engine:
             for session_id in ("one", "two"):
                 memory = engine.session(session_id, user_id="ada")
                 await _tell(memory, conversation)
@@ -94,11 +99,11 @@ class BlockContract:
         """Another process goes on where the one before stopped."""
         expected = await self._undisturbed(block, conversation, tmp_path)
         middle = len(conversation) // 2
-        async with _engine(tmp_path, block, "restarted.db") as engine:
+        async with self._engine(tmp_path, block, "restarted") as engine:
             memory = engine.session("one", user_id="ada")
             await _tell(memory, conversation[:middle])
             known = await self.observe(await memory.block(block.name))
-        async with _engine(tmp_path, block, "restarted.db") as engine:
+        async with self._engine(tmp_path, block, "restarted") as engine:
             memory = engine.session("one", user_id="ada")
             assert await self.observe(await memory.block(block.name)) == known
             await _tell(memory, conversation[middle:])
@@ -110,7 +115,7 @@ class BlockContract:
         """A delivery that fails before, after, or in the middle of the work leaves no trace of the failed attempts."""
         expected = await self._undisturbed(block, conversation, tmp_path)
         disturbed, attempts = _disturbed(block)
-        async with _engine(tmp_path, disturbed, "disturbed.db") as engine:
+        async with self._engine(tmp_path, disturbed, "disturbed") as engine:
             memory = engine.session("one", user_id="ada")
             await _tell(memory, conversation)
             assert await self.observe(await memory.block(block.name)) == expected
@@ -120,7 +125,7 @@ class BlockContract:
 
     async def test_two_sessions_are_apart(self, block: Block, conversation: list[ChatMessage], tmp_path: Path) -> None:
         """What one session (of another user and tenant) tells is unknown to the other."""
-        async with _engine(tmp_path, block) as engine:
+        async with self._engine(tmp_path, block) as engine:
             one = engine.session("one", user_id="ada", tenant="north")
             two = engine.session("two", user_id="bob", tenant="south")
             empty = await self.observe(await two.block(block.name))
@@ -134,7 +139,7 @@ class BlockContract:
         shared = {"session": (), "user": ("same user",), "global": ("same user", "other user")}
         for scope in self.scopes:
             definition = block.model_copy(update={"scope": scope})
-            async with _engine(tmp_path, definition, f"{scope}.db") as engine:
+            async with self._engine(tmp_path, definition, scope) as engine:
                 others = {
                     "same user": engine.session("two", user_id="ada", tenant="north"),
                     "other user": engine.session("three", user_id="bob", tenant="north"),
@@ -150,7 +155,7 @@ class BlockContract:
 
     async def test_its_content_is_valid(self, block: Block, conversation: list[ChatMessage], tmp_path: Path) -> None:
         """`_aget` returns a str, a list of content blocks or a list of messages: before, while and after it learns."""
-        async with _engine(tmp_path, block, on_block_error="raise") as engine:
+        async with self._engine(tmp_path, block, on_block_error="raise") as engine:
             memory = engine.session("one", user_id="ada")
             assert (await memory.context()).receipt.source(block.name).error is None
             await _tell(memory, conversation)
@@ -160,7 +165,7 @@ class BlockContract:
 
     async def test_reading_changes_nothing(self, block: Block, conversation: list[ChatMessage], tmp_path: Path) -> None:
         """Neither `_aget` nor `atruncate` leaves a trace in what is saved."""
-        async with _engine(tmp_path, block, token_limit=256) as engine:
+        async with self._engine(tmp_path, block, token_limit=256) as engine:
             memory = engine.session("one", user_id="ada")
             await _tell(memory, conversation)
             known = await self.observe(await memory.block(block.name))
@@ -175,7 +180,7 @@ class BlockContract:
 
     async def test_atruncate_frees_what_is_asked(self, block: Block, conversation: list[ChatMessage], tmp_path: Path) -> None:
         """Its result is cheaper by at least that many tokens, or None (or empty) to leave the section out."""
-        async with _engine(tmp_path, block) as engine:
+        async with self._engine(tmp_path, block) as engine:
             memory = engine.session("one", user_id="ada")
             await _tell(memory, conversation)
             bound = await memory.block(block.name)
@@ -193,7 +198,7 @@ class BlockContract:
         """Whatever the block returns, a context never costs more than its limit."""
         counter = TokenCounter()
         for limit in self.token_limits:
-            async with _engine(tmp_path, block, f"{limit}.db", token_limit=limit) as engine:
+            async with self._engine(tmp_path, block, f"limit{limit}", token_limit=limit) as engine:
                 memory = engine.session("one", user_id="ada")
                 await _tell(memory, conversation)
                 await memory.put(ChatMessage(role="user", content="Where do I live?"))
@@ -208,7 +213,7 @@ class BlockContract:
     async def test_what_is_erased_is_gone(self, block: Block, conversation: list[ChatMessage], tmp_path: Path) -> None:
         """After `delete`, neither state nor section has anything of the message, also after a restart."""
         assert any(self.secret in message.content for message in conversation), "no message contains `secret`"
-        async with _engine(tmp_path, block) as engine:
+        async with self._engine(tmp_path, block) as engine:
             memory = engine.session("one", user_id="ada")
             await _tell(memory, conversation)
             stored = await memory.get_all()
@@ -216,14 +221,14 @@ class BlockContract:
             assert await memory.delete(doomed) == len(doomed)
             await memory.drain(_PATIENCE)
             assert self.secret not in await self._everything(memory, block)
-        async with _engine(tmp_path, block) as engine:
+        async with self._engine(tmp_path, block) as engine:
             assert self.secret not in await self._everything(engine.session("one", user_id="ada"), block)
 
     async def test_a_reset_leaves_nothing(self, block: Block, conversation: list[ChatMessage], tmp_path: Path) -> None:
         """After `reset`, a block of session scope is as new."""
         if block.scope != "session":
             pytest.skip("user and global state outlives a session")
-        async with _engine(tmp_path, block) as engine:
+        async with self._engine(tmp_path, block) as engine:
             memory = engine.session("one", user_id="ada")
             empty = await self.observe(await memory.block(block.name))
             await _tell(memory, conversation)
@@ -235,24 +240,21 @@ class BlockContract:
     # -- helpers ---------------------------------------------------------------------------------------------
 
     async def _undisturbed(self, block: Block, conversation: list[ChatMessage], folder: Path) -> Any:
-        async with _engine(folder, block, "undisturbed.db") as engine:
+        async with self._engine(folder, block, "undisturbed") as engine:
             memory = engine.session("one", user_id="ada")
             await _tell(memory, conversation)
             return await self.observe(await memory.block(block.name))
+
+    @asynccontextmanager
+    async def _engine(self, folder: Path, block: Block, name: str = "memory", **settings: Any) -> AsyncIterator[MemoryEngine]:
+        uri = self.database_uri(folder, name)
+        async with MemoryEngine(async_database_uri=uri, memory_blocks=[block], limits=_QUICK, **settings) as engine:
+            yield engine
 
     async def _everything(self, memory: Memory, block: Block) -> str:
         bound = await memory.block(block.name)
         content = await bound._aget(messages=_query(f"What do you know of {self.secret[:5]}?"))
         return repr((await self.observe(bound), content))
-
-
-@asynccontextmanager
-async def _engine(folder: Path, block: Block, file: str = "memory.db", **settings: Any) -> AsyncIterator[MemoryEngine]:
-    engine = MemoryEngine(
-        async_database_uri=f"sqlite+aiosqlite:///{folder / file}", memory_blocks=[block], limits=_QUICK, **settings
-    )
-    async with engine:
-        yield engine
 
 
 async def _tell(memory: Memory, conversation: Sequence[ChatMessage]) -> None:

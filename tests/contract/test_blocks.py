@@ -6,6 +6,7 @@ import json
 import re
 from array import array
 from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from operator import mul
 from pathlib import Path
@@ -613,3 +614,54 @@ async def test_the_contract_notices(tmp_path: Path, fault: str) -> None:
             assert fault != "none", f"{name} fails without a fault"
         else:
             assert fault == "none", f"{name} overlooks a block that {fault}"
+
+
+# -- on PostgreSQL -----------------------------------------------------------------------------------------------
+
+
+class OnPostgreSQL(BlockContract):
+    """The whole contract again, on the other database."""
+
+    @pytest.fixture(autouse=True)
+    def _databases(self, postgres: Any) -> None:
+        self._make, self._uris = postgres.make, dict[tuple[Path, str], str]()
+
+    def database_uri(self, folder: Path, name: str) -> str:
+        if (folder, name) not in self._uris:
+            with ThreadPoolExecutor(1) as elsewhere:  # it runs an event loop of its own
+                self._uris[folder, name] = elsewhere.submit(self._make).result()
+        return self._uris[folder, name]
+
+
+class TestMentionCounterOnPostgreSQL(OnPostgreSQL, TestMentionCounter):
+    pass
+
+
+@pytest.mark.soak
+class TestFactExtractionMemoryBlockOnPostgreSQL(OnPostgreSQL, TestFactExtractionMemoryBlock):
+    pass
+
+
+@pytest.mark.soak
+class TestSummaryMemoryBlockOnPostgreSQL(OnPostgreSQL, TestSummaryMemoryBlock):
+    pass
+
+
+@pytest.mark.soak
+class TestEntityMemoryBlockOnPostgreSQL(OnPostgreSQL, TestEntityMemoryBlock):
+    pass
+
+
+@pytest.mark.soak
+class TestVectorMemoryBlockOnPostgreSQL(OnPostgreSQL, TestVectorMemoryBlock):
+    pass
+
+
+@pytest.mark.soak
+class TestVectorsOfAUserOnPostgreSQL(OnPostgreSQL, TestVectorsOfAUser):
+    pass
+
+
+@pytest.mark.soak
+class TestEpisodesOnPostgreSQL(OnPostgreSQL, TestEpisodes):
+    pass

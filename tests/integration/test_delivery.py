@@ -944,3 +944,25 @@ async def test_a_block_that_waits_to_be_rebuilt_shows_nothing(tmp_path: Path) ->
         down = False
         await memory.drain(PATIENCE)
         assert await seen(memory) == ["harmless"]
+
+
+@pytest.mark.parametrize("fails", [True, False])
+async def test_what_ended_before_its_delivery_was_cancelled_counts(tmp_path: Path, fails: bool) -> None:
+    """Cancelled in the moment between the end of the block's work and its being written down."""
+    attempts: list[int] = []
+
+    def act(block: Probe, _: list[str]) -> None:
+        attempts.append(block.context.attempt)
+        if len(attempts) == 1:
+            for task in engine._core.worker._running:
+                asyncio.get_running_loop().call_soon(task.cancel)
+        if fails:
+            raise ValueError("a bug")
+
+    async with open_engine(tmp_path, Probe(on_put=act)) as engine:
+        memory = engine.session("one")
+        await tell(memory, "news")
+        await memory.drain(PATIENCE)
+        assert attempts == ([1, 2, 3] if fails else [1])
+        parked = (await memory.context()).receipt.parked
+        assert [chunk.attempts for chunk in parked] == ([3] if fails else [])

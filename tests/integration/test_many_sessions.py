@@ -15,7 +15,7 @@ from pydantic import Field
 from memory_engine import BaseMemoryBlock, ChatMessage, Limits, MemoryEngine
 from memory_engine.sql.postgresql import POOL
 from memory_engine.store import WorkFilter
-from memory_engine.window import RecentlyShown, Shown
+from memory_engine.window import RecentlyShown, Shown, Windows
 
 _CHILD = """
 import asyncio, gc, json, os, sys, threading
@@ -172,3 +172,22 @@ async def test_deliveries_that_hang_starve_neither_puts_nor_gets(uri: str, soak:
         await engine.drain(120.0)
         assert seen["most"] == concurrency and seen["done"] == waiting + 5
         assert all(found <= limit <= concurrency for limit, found in claims)
+
+
+async def test_the_cache_of_windows_is_bounded_by_messages_too(tmp_path: Path) -> None:
+    """A few long conversations take as much memory as many short ones; what was dropped is read again."""
+    async with MemoryEngine(async_database_uri=f"sqlite+aiosqlite:///{tmp_path / 'memory.db'}") as engine:
+        windows = engine._core.windows = Windows(size=8, messages=100)
+        for round_ in range(3):
+            for number in range(12):
+                memory = engine.session(f"s{number}")
+                await memory.put_messages([{"role": "user", "content": f"{number} {round_} {n}"} for n in range(number + 1)])
+                shown = [message.content for message in await memory.get()]
+                assert shown == [f"{number} {earlier} {n}" for earlier in range(round_ + 1) for n in range(number + 1)]
+                kept = [len(window.entries) for window in windows._windows.values()]
+                assert sum(kept) == windows._messages <= 100 and len(kept) <= 8
+        await engine.session("s11").put_messages([{"role": "user", "content": f"{n}"} for n in range(150)])
+        assert len(await engine.session("s11").get()) > 150
+        assert len(windows._windows) == 1
+        await engine.session("s11").reset()
+        assert windows._messages == 0
