@@ -96,7 +96,8 @@ async def measure(database: str, uri: str, size: Callable[[], int], sessions: in
 
         async def show(number: int) -> None:
             nonlocal messages_shown
-            messages_shown += len(await handles[number].get())
+            shown_here = len(await handles[number].get())
+            messages_shown += shown_here
 
         await each(shown, show)
         memory.append(resident())

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from memory_engine.settings import Clock
     from memory_engine.store import Store
     from memory_engine.tools import Tool
+    from memory_engine.turn import Turn
 
 log = logging.getLogger("memory_engine")
 
@@ -167,11 +168,27 @@ class Memory:
         """The same messages as `get`, with a `Receipt` that accounts for every token and everything left out."""
         if input is not None and messages is not None:
             raise ConfigurationError("Give the query once: as `input` or as `messages`.")
+        return await self._read_context(input if input is not None else messages, block_kwargs)
+
+    async def _read_context(
+        self, query: Query, block_kwargs: Mapping[str, Any], pending: Sequence[ChatMessage] = ()
+    ) -> Context:
         await self._engine._ready()
-        query = input if input is not None else messages
-        context = await read_context(self._session, query, block_kwargs, self._shown)
+        context = await read_context(self._session, query, block_kwargs, self._shown, pending)
         self._session.core.shown.note(self._shown, context.messages)
         return context
+
+    def turn(self, message: MessageLike | str, **block_kwargs: Any) -> Turn:
+        """One turn of an agent's own loop: `async with memory.turn("What is …?") as turn:`; see `memory_engine.turn`.
+
+        Entering it commits what the user says. `turn.messages` is what to send to the model; `await turn.add(...)` adds what
+        the model says and tools return. Leaving it commits all of that in one transaction, leaving it by an error nothing.
+
+        :raises InvalidMessageError: the message is none of a user's.
+        """
+        from memory_engine.turn import Turn
+
+        return Turn(self, message, block_kwargs)
 
     async def get_all(self, *, last: int | None = None, archived: bool = False) -> list[ChatMessage]:
         """Every message of the session in order; with `archived` those that left the FIFO, with `last` the newest of them.

@@ -16,7 +16,7 @@ from memory_engine.render import compose
 from memory_engine.sections import SectionRead, Sections
 from memory_engine.session import Core, Session
 from memory_engine.store import BlockTarget, Cursor, SessionRow, Snapshot, scope_key
-from memory_engine.view import CopyCache, ViewStep, build_view, shortener
+from memory_engine.view import ViewStep, build_view, shortener
 from memory_engine.window import Shown, Window, WindowEntry, entry_of
 
 _ROUNDS = 100
@@ -36,13 +36,19 @@ class _Turn:
     request: ContextRequest
 
 
-async def read_context(session: Session, query: Query, block_kwargs: Mapping[str, Any], previous: Shown) -> Context:
+async def read_context(
+    session: Session,
+    query: Query,
+    block_kwargs: Mapping[str, Any],
+    previous: Shown,
+    pending: Sequence[ChatMessage] = (),
+) -> Context:
     """The context of a session now; `previous` is what this handle returned last."""
     started = time.perf_counter()
     core = session.core
     asked = as_query(query)
     with core.telemetry.span("memory_engine.get"):
-        turn = await _look(session)
+        turn = await _look(session, pending)
         sections = Sections(core, session, turn.row, turn.snapshot)
         if core.definitions:
             shown = frozenset(history_floor(turn.request))
@@ -57,7 +63,7 @@ async def read_context(session: Session, query: Query, block_kwargs: Mapping[str
         plan, messages, tokens = await _fit(turn, sections)
     receipt = _receipt(turn, sections, plan, messages, tokens, previous, time.perf_counter() - started)
     core.telemetry.got(receipt)
-    if plan.flush_to is not None and turn.row is not None:
+    if plan.flush_to is not None and turn.row is not None and not pending:
         # What is neither shown nor absorbed must reach the blocks; the agent does not wait for that.
         core.soon(session.advance(turn.row, plan.flush_to))
     return Context(messages=list(messages), receipt=receipt)
@@ -77,7 +83,7 @@ def as_query(query: Query) -> tuple[ChatMessage, ...] | None:
     raise InvalidMessageError(f"The query of get is a text, a message or a list of messages, not {type(query).__name__}.")
 
 
-async def _look(session: Session) -> _Turn:
+async def _look(session: Session, pending: Sequence[ChatMessage]) -> _Turn:
     core, settings = session.core, session.core.settings
     snapshot = await core.store.snapshot(session.spec, known=session.known)
     row = snapshot.session
@@ -89,13 +95,15 @@ async def _look(session: Session) -> _Turn:
         snapshot = await core.store.snapshot(session.spec, known=row)
         core.worker.wake()
     window = await core.windows.read(core.store, row) if row is not None else None
-    view = await _view(core, row, window, snapshot.cursors) if row is not None and window is not None else ()
+    if pending:
+        window = await _with_pending(core, window, pending)
+    view = await _view(core, row, window, snapshot.cursors) if window is not None else ()
     request = ContextRequest(
         budget=settings.budget,
         ratio=settings.chat_history_token_ratio,
         steps=view,
         horizon=row.horizon if row else 0,
-        turn_seq=row.turn_seq if row else None,
+        turn_seq=window.turn_seq if window else None,
         sections=(),
         max_turns=settings.max_turns,
         start_on_user=settings.start_on_user,
@@ -119,39 +127,51 @@ def _scope_of(target: BlockTarget, row: SessionRow) -> str:
     return scope_key(target.scope, tenant=row.tenant, user_id=row.user_id, session_uid=row.uid)
 
 
-async def _view(core: Core, row: SessionRow, window: Window, cursors: Sequence[Cursor]) -> tuple[ViewStep, ...]:
+async def _with_pending(core: Core, window: Window | None, pending: Sequence[ChatMessage]) -> Window:
+    """The window as it would be if these messages were stored; it is nobody else's."""
+    if window is None:
+        window = Window("", 0, 0, 0, None, ())
+    entries, turn_seq = list(window.entries), window.turn_seq
+    counts = await core.counter.count_messages(pending)
+    for seq, (message, tokens) in enumerate(zip(pending, counts, strict=True), start=window.next_seq):
+        calls = tuple([call.id for call in message.tool_calls])
+        entries.append(WindowEntry(seq, message.role, tokens, message.pinned, calls, message.tool_results, message))
+        turn_seq = seq if message.role == "user" else turn_seq
+    return replace(window, entries=tuple(entries), turn_seq=turn_seq, view=None, lag_from=None, copies={})
+
+
+async def _view(core: Core, row: SessionRow | None, window: Window, cursors: Sequence[Cursor]) -> tuple[ViewStep, ...]:
     """The visible steps: the FIFO, and before it what left it but is not absorbed by every block yet."""
-    pending = [cursor.cursor for cursor in cursors if cursor.cursor < min(cursor.target, row.horizon)]
+    pending = [cursor.cursor for cursor in cursors if cursor.cursor < min(cursor.target, window.horizon)]
     lag_from = min(pending) if pending else None
     if window.view is not None and window.lag_from == lag_from:
         return window.view
     entries = window.entries
-    if lag_from is not None:
+    if lag_from is not None and row is not None:
         rows = await core.store.archived_rows(row, from_seq=lag_from, max_tokens=core.settings.budget)
         merged = {entry.seq: entry for entry in (*map(entry_of, rows), *entries)}
         entries = tuple(merged[seq] for seq in sorted(merged))
-    entries = await _recounted(core, row, entries, window.copies)
+    entries = await _recounted(core, window, entries)
     limit = core.settings.max_tool_result_tokens
     view = build_view(
         entries,
         core.counter.message,
         max_tool_result_tokens=limit,
-        turn_seq=row.turn_seq,
-        horizon=row.horizon,
-        closed=row.turn_seq is None,
+        turn_seq=window.turn_seq,
+        horizon=window.horizon,
+        closed=window.turn_seq is None,
         cache=window.copies,
     )
     window.view, window.lag_from = view, lag_from
     return view
 
 
-async def _recounted(
-    core: Core, row: SessionRow, entries: tuple[WindowEntry, ...], cache: CopyCache
-) -> tuple[WindowEntry, ...]:
+async def _recounted(core: Core, window: Window, entries: tuple[WindowEntry, ...]) -> tuple[WindowEntry, ...]:
     """The entries with archived ones counted here: only active messages are recounted when the tokenizer changes."""
-    old = {e.seq: e for e in entries if e.seq < row.horizon and not e.pinned and e.seq != row.turn_seq}
+    old = {e.seq: e for e in entries if e.seq < window.horizon and not e.pinned and e.seq != window.turn_seq}
     if not old:
         return entries
+    cache = window.copies
     new = [entry for seq, entry in old.items() if ("archived", seq) not in cache]
     counts = await core.counter.count_messages([entry.message for entry in new])
     cache.update({("archived", entry.seq): (entry.message, count) for entry, count in zip(new, counts, strict=True)})

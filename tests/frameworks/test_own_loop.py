@@ -1,0 +1,238 @@
+"""An agent's own loop with `memory.turn`: what it shows, what it commits and when, failures and repetitions."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scenario import RESTART, TURNS, Script, add, check_history, engine_at, problems_of, user_text, weather
+
+from memory_engine import ChatMessage, Memory, MemoryEngine
+from memory_engine.errors import BudgetExceededError, ConfigurationError, InvalidMessageError, ReadOnlyError
+from memory_engine.messages import ToolCallBlock
+from memory_engine.tokens import TokenCounter
+
+pytestmark = pytest.mark.asyncio
+
+
+def uri(path: Path) -> str:
+    return f"sqlite+aiosqlite:///{path / 'memory.db'}"
+
+
+@pytest.fixture
+async def memory(tmp_path: Path) -> AsyncIterator[Memory]:
+    async with MemoryEngine(async_database_uri=uri(tmp_path), token_limit=2_000) as engine:
+        yield engine.session("chat")
+
+
+def calling(*names: str) -> ChatMessage:
+    return ChatMessage(role="assistant", blocks=[ToolCallBlock(id=name, name="look", arguments={}) for name in names])
+
+
+def result(name: str, text: str = "done") -> ChatMessage:
+    return ChatMessage(role="tool", tool_call_id=name, content=text)
+
+
+async def said(memory: Memory) -> list[str]:
+    return [f"{m.role}: {m.content or [call.id for call in m.tool_calls]}" for m in await memory.get_all()]
+
+
+async def run_agent(memory: Memory, script: Script, text: str) -> str:
+    """An agent's loop as the README shows it, with the scripted model."""
+    tools: dict[str, Callable[..., str]] = {"weather": weather, "add": add}
+    async with memory.turn(text) as turn:
+        while True:
+            reply = script.reply_to(turn.messages)
+            calls = [ToolCallBlock(id=call.id, name=call.name, arguments=call.arguments) for call in reply.calls]
+            await turn.add(
+                ChatMessage(role="assistant", blocks=[*([] if calls else [{"type": "text", "text": reply.text}]), *calls])
+            )
+            if not calls:
+                break
+            for call in reply.calls:
+                await turn.add({"role": "tool", "tool_call_id": call.id, "content": tools[call.name](**call.arguments)})
+    return turn.answer.content if turn.answer else ""
+
+
+async def test_thirty_turns_past_flushes_and_a_restart(tmp_path: Path) -> None:
+    script = Script()
+    for turns in (range(RESTART), range(RESTART, TURNS)):
+        async with engine_at(uri(tmp_path)) as engine:
+            memory = engine.session("chat", user_id="ada")
+            answer = ""
+            for turn in turns:
+                answer = await run_agent(memory, script, user_text(turn))
+                await memory.drain(30)
+            if turns.stop == TURNS:
+                assert answer == "It is heliotrope-seven."
+                await check_history(memory)
+                assert (await engine.stats()).pending == 0
+    assert script.problems == [] and script.seen > TURNS
+
+
+async def test_the_request_is_stored_at_once_and_the_rest_at_the_end(memory: Memory) -> None:
+    async with memory.turn("Look!") as turn:
+        assert await said(memory) == ["user: Look!"]
+        assert [m.content for m in turn.messages] == ["Look!"]
+        await turn.add(calling("a", "b"))
+        assert [m.role for m in turn.messages] == ["user"], "a model is never shown a call without its results"
+        await turn.add(result("b"))
+        await turn.add(result("a"))
+        assert [m.role for m in turn.messages] == ["user", "assistant", "tool", "tool"]
+        assert [m.tool_call_id for m in turn.messages[2:]] == ["a", "b"], "results stand in the order of their calls"
+        shown = turn.messages
+        await turn.add({"role": "assistant", "content": "I have looked."})
+        assert await said(memory) == ["user: Look!"]
+    assert await said(memory) == [
+        "user: Look!",
+        "assistant: ['a', 'b']",
+        "tool: done",
+        "tool: done",
+        "assistant: I have looked.",
+    ]
+    assert turn.answer is not None and turn.answer.content == "I have looked."
+    assert (await memory.get())[:4] == shown, "what was shown is what is stored, so that a provider's cache goes on"
+
+
+async def fail_in_turn(memory: Memory) -> None:
+    async with memory.turn("Look!") as turn:
+        await turn.add(calling("a"))
+        await turn.add(result("a"))
+        raise RuntimeError("the model is away")
+
+
+async def test_a_turn_that_fails_keeps_the_request_once_and_is_repeated(memory: Memory) -> None:
+    await memory.put_messages([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}])
+    for _ in range(3):
+        with pytest.raises(RuntimeError):
+            await fail_in_turn(memory)
+        assert await said(memory) == ["user: Hi", "assistant: Hello", "user: Look!"]
+    async with memory.turn("Look!") as turn:
+        assert problems_of(turn.messages, 2_000) == []
+        await turn.finish("I have looked.")
+        assert await said(memory) == ["user: Hi", "assistant: Hello", "user: Look!", "assistant: I have looked."]
+    async with memory.turn("Look!") as turn:
+        await turn.finish("Again.")
+    assert (await said(memory))[3:] == ["assistant: I have looked.", "user: Look!", "assistant: Again."]
+
+
+async def test_a_turn_that_is_cancelled_is_as_one_that_failed(memory: Memory) -> None:
+    reached = asyncio.Event()
+
+    async def run() -> None:
+        async with memory.turn("Look!") as turn:
+            await turn.add(calling("a"))
+            reached.set()
+            await asyncio.sleep(3_600)
+
+    task = asyncio.create_task(run())
+    await reached.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await said(memory) == ["user: Look!"]
+    async with memory.turn("Look!") as turn:
+        await turn.finish("Yes.")
+    assert await said(memory) == ["user: Look!", "assistant: Yes."]
+
+
+async def test_requests_with_ids_are_repeated_by_them(memory: Memory) -> None:
+    request = ChatMessage(role="user", content="Look!", id="request-1")
+    async with memory.turn(request) as turn:
+        await turn.finish("Yes.")
+    async with memory.turn(request.model_copy(update={"id": "request-2"})) as turn:
+        await turn.finish("Yes again.")
+    async with memory.turn(request) as turn:
+        pass
+    assert await said(memory) == ["user: Look!", "assistant: Yes.", "user: Look!", "assistant: Yes again."]
+
+
+async def test_three_runs_at_once_lose_and_double_nothing(memory: Memory) -> None:
+    async def run(name: str) -> None:
+        async with memory.turn(f"{name}?") as turn:
+            for step in range(3):
+                assert problems_of(turn.messages, 2_000) == []
+                await turn.add(calling(f"{name}{step}"))
+                await asyncio.sleep(0)
+                await turn.add(result(f"{name}{step}"))
+            await turn.add({"role": "assistant", "content": f"{name}!"})
+
+    await asyncio.gather(*(run(name) for name in "abc"))
+    found = await said(memory)
+    assert sorted(found[:3]) == ["user: a?", "user: b?", "user: c?"]
+    assert len(found) == 3 * 8 and all(found.count(f"assistant: {name}!") == 1 for name in "abc")
+    assert problems_of([*(await memory.get()), ChatMessage(role="user", content="and?")], 2_000) == []
+
+
+async def test_steps_stay_within_the_budget(memory: Memory) -> None:
+    """Results that are too long are shortened, the oldest steps left out; the request stays."""
+    count = TokenCounter()
+    async with memory.turn("Read it all.") as turn:
+        for step in range(20):
+            await turn.add(calling(f"{step}"))
+            await turn.add(result(f"{step}", "word " * 3_000))
+            messages = turn.messages
+            assert sum(map(count.message, messages)) <= 2_000
+            assert messages[0].content == "Read it all." and problems_of(messages, 2_000) == []
+            assert messages[-1].tool_results == (f"{step}",)
+        assert turn.messages[-1].partial and turn.context.receipt.left_out
+        await turn.add({"role": "assistant", "content": "Done."})
+    stored = await memory.get_all()
+    assert [m.content for m in stored if m.role == "tool"] == ["word " * 3_000] * 20, "what is stored is whole"
+
+
+async def test_what_cannot_fit_is_said_and_nothing_is_stored(memory: Memory) -> None:
+    async def call_at_length() -> None:
+        async with memory.turn("Look!") as turn:
+            arguments = {"text": "word " * 3_000}
+            await turn.add(ChatMessage(role="assistant", blocks=[ToolCallBlock(id="a", name="look", arguments=arguments)]))
+            await turn.add(result("a"))
+
+    with pytest.raises(BudgetExceededError):
+        await call_at_length()
+    assert await said(memory) == ["user: Look!"]
+
+
+async def test_objects_of_sdks_are_taken(memory: Memory) -> None:
+    class Message:
+        def model_dump(self, **_: Any) -> dict[str, Any]:
+            call = {"id": "a", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+            return {"role": "assistant", "content": None, "tool_calls": [call]}
+
+    async with memory.turn("Look!") as turn:
+        added = await turn.add(Message())  # type: ignore[arg-type]
+        assert [call.id for call in added.tool_calls] == ["a"]
+        await turn.add({"role": "tool", "tool_call_id": "a", "content": "done"})
+        assert [message["role"] for message in turn.to_openai()] == ["user", "assistant", "tool"]
+
+
+async def test_a_read_only_memory_is_asked_and_not_written(memory: Memory) -> None:
+    await memory.put({"role": "user", "content": "Hi"})
+    with pytest.raises(ReadOnlyError):
+        async with memory.read_only().turn("Look!"):
+            pass
+    async with memory.read_only(on_write="ignore").turn("Look!") as turn:
+        assert [m.content for m in turn.messages] == ["Hi", "Look!"]
+        await turn.finish("Yes.")
+    assert await said(memory) == ["user: Hi"]
+
+
+async def test_misuse_is_refused(memory: Memory) -> None:
+    with pytest.raises(InvalidMessageError, match="what the user says"):
+        memory.turn({"role": "assistant", "content": "x"})
+    turn = memory.turn("Look!")
+    with pytest.raises(ConfigurationError, match="inside"):
+        _ = turn.messages
+    with pytest.raises(ConfigurationError, match="inside"):
+        await turn.add({"role": "assistant", "content": "x"})
+    async with turn:
+        with pytest.raises(InvalidMessageError):
+            await turn.add("text")  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="once"):
+        async with turn:
+            pass
+    with pytest.raises(ConfigurationError, match="before `finish`"):
+        await turn.finish("late")
