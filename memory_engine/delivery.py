@@ -90,6 +90,7 @@ class DeliveryWorker:
         self._settled = asyncio.Condition()
         self._task: asyncio.Task[None] | None = None
         self._listening: asyncio.Task[None] | None = None
+        self._erasures_first = False
         self._running: set[asyncio.Task[None]] = set()
         # Consecutive failures of outside services per pair; only the back-off depends on it, so memory is enough.
         self._unavailable: dict[tuple[str, str], int] = {}
@@ -243,10 +244,16 @@ class DeliveryWorker:
 
     async def _claimed(self, work: WorkFilter, room: int) -> Sequence[Claim | ErasureClaim]:
         seconds = self._settings.limits.lease
-        erasures = await self._store.claim_erasures(work, seconds=seconds, limit=room)
-        if len(erasures) >= room:
-            return erasures
-        return [*erasures, *await self._store.claim(work, seconds=seconds, limit=room - len(erasures))]
+        # In turns, so that many of one kind do not keep the other from its turn.
+        self._erasures_first = not self._erasures_first
+        half = -(-room // 2)
+        if self._erasures_first:
+            erasures = await self._store.claim_erasures(work, seconds=seconds, limit=half)
+            room -= len(erasures)
+            return [*erasures, *(await self._store.claim(work, seconds=seconds, limit=room) if room else ())]
+        claims = await self._store.claim(work, seconds=seconds, limit=half)
+        room -= len(claims)
+        return [*claims, *(await self._store.claim_erasures(work, seconds=seconds, limit=room) if room else ())]
 
     async def _carry_out(self, work: Claim | ErasureClaim) -> None:
         try:
@@ -371,7 +378,7 @@ class DeliveryWorker:
         session = claim.session if isinstance(claim, Claim) else None
         try:
             async with kept(self._store, claim.lease, session, limits.lease) as lost:
-                await guarded(work, seconds=limits.delivery, what=what, stop=lost)
+                await guarded(work, seconds=limits.delivery, what=what, stop=lost, tell_late=True)
         except EndedBefore as late:
             # What the block has done is written down first, be it well done or not; then we are cancelled.
             task = asyncio.current_task()

@@ -257,16 +257,32 @@ class MemoryEngine:
         """
         worker = (await self._ready()).worker
         if once:
-            while await worker.run_once(self._work):
-                log.debug("looking for more to deliver")
-            if self._core.telemetry.counts_lags:
-                await worker.lags()
+            await self._work_once(worker, stop or asyncio.Event(), grace)
             return
         worker.start()
         try:
             await (stop or asyncio.Event()).wait()
         finally:
             await worker.finish(grace)
+
+    async def _work_once(self, worker: DeliveryWorker, stop: asyncio.Event, grace: float) -> None:
+        stopped = asyncio.create_task(stop.wait())
+        try:
+            tried = 1
+            while tried and not stopped.done():
+                round_ = asyncio.create_task(worker.run_once(self._work))
+                try:
+                    await asyncio.wait({round_, stopped}, return_when=asyncio.FIRST_COMPLETED)
+                    await asyncio.wait({round_}, timeout=grace if stopped.done() else None)
+                finally:
+                    if not round_.done():
+                        round_.cancel()
+                        await asyncio.wait({round_})
+                tried = 0 if round_.cancelled() else round_.result()
+            if self._core.telemetry.counts_lags:
+                await worker.lags()
+        finally:
+            stopped.cancel()
 
     async def stats(self) -> Stats:
         """How far each block is behind, over all sessions of the database; OpenTelemetry is told, too."""

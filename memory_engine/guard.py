@@ -26,13 +26,15 @@ class EndedBefore(asyncio.CancelledError):
         self.error = error
 
 
-async def guarded(work: Coroutine[Any, Any, R], *, seconds: float, what: str, stop: asyncio.Event | None = None) -> R:
+async def guarded(
+    work: Coroutine[Any, Any, R], *, seconds: float, what: str, stop: asyncio.Event | None = None, tell_late: bool = False
+) -> R:
     """The result of `work`, which is cancelled after `seconds`, or when `stop` is set, or with the caller.
 
     :raises BlockTimeoutError: the time is over; names `what`.
     :raises BlockError: the code raised `CancelledError` by itself, or another exception that is no `Exception`.
     :raises Interrupted: `stop` was set first.
-    :raises EndedBefore: it is cancelled too late to stop anything.
+    :raises EndedBefore: with `tell_late`, it is cancelled too late to stop anything.
     """
     task: asyncio.Task[R] = asyncio.ensure_future(work)
     watch = asyncio.ensure_future(stop.wait()) if stop is not None else None
@@ -51,7 +53,7 @@ async def guarded(work: Coroutine[Any, Any, R], *, seconds: float, what: str, st
         if not task.done():
             await _abandon(task)
             raise
-        if task.cancelled():
+        if task.cancelled() or not tell_late:
             raise
         raise EndedBefore(_error_of(task, what)) from None
     finally:

@@ -36,7 +36,7 @@ from memory_engine.store import (
 )
 from memory_engine.telemetry import Telemetry
 from memory_engine.tokens import TokenCounter
-from memory_engine.window import RecentlyShown, StateCache, Windows
+from memory_engine.window import KnownSessions, RecentlyShown, StateCache, Windows
 
 log = logging.getLogger("memory_engine.session")
 
@@ -60,6 +60,7 @@ class Core:
     telemetry: Telemetry
     windows: Windows = field(default_factory=Windows)
     states: StateCache = field(default_factory=StateCache)
+    known: KnownSessions = field(default_factory=KnownSessions)
     shown: RecentlyShown = field(default_factory=RecentlyShown)
     background: set[asyncio.Task[Any]] = field(default_factory=set)
     unawaited: set[asyncio.Task[Any]] = field(default_factory=set)
@@ -143,7 +144,7 @@ class Session:
         self.core = core
         self.identity = (tenant, session_id, user_id, metadata)
         self._spec: SessionSpec | None = None
-        self.known: SessionRow | None = None
+        self.known: SessionRow | None = core.known.get((tenant, session_id))
 
     @property
     def spec(self) -> SessionSpec:
@@ -324,6 +325,7 @@ class Session:
     async def _append(self, drafts: Sequence[Draft]) -> AppendResult:
         result = await self.core.store.append(self.spec, drafts, self.core.policy, now=self._now(), known=self.known)
         self.known = result.session
+        self.core.known.note(result.session)
         return result
 
     def _stored(self, given: Sequence[ChatMessage], drafts: Sequence[Draft], result: AppendResult) -> list[ChatMessage]:

@@ -192,6 +192,29 @@ class RecentlyShown:
             self._recent.popitem(last=False)[1].shrink()
 
 
+class KnownSessions:
+    """The rows of the sessions written last, as they were then, for handles that are made for one request each.
+
+    Whoever writes with one compares it with what is stored.
+    """
+
+    def __init__(self, size: int = 16_384) -> None:
+        self._size = size
+        self._rows: OrderedDict[tuple[str, str], SessionRow] = OrderedDict()
+
+    def get(self, name: tuple[str, str]) -> SessionRow | None:
+        """The row of the session of that tenant and id."""
+        return self._rows.get(name)
+
+    def note(self, row: SessionRow) -> None:
+        """Keep a row."""
+        name = (row.tenant, row.session_id)
+        self._rows[name] = row
+        self._rows.move_to_end(name)
+        if len(self._rows) > self._size:
+            self._rows.popitem(last=False)
+
+
 class StateCache:
     """Saved fields of the (scope, block) pairs used last, each good for exactly one version."""
 

@@ -234,7 +234,7 @@ class Append:
         if known is None or not drafts or known.tokenizer != spec.tokenizer or not is_of(known, spec):
             return False
         for draft in drafts:
-            if draft.given_id or (draft.pinned and draft.role == "assistant"):
+            if draft.partial or (draft.pinned and draft.role == "assistant"):
                 return False
         return len(drafts) == 1 or len({draft.message_id for draft in drafts}) == len(drafts)
 

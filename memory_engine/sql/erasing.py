@@ -154,7 +154,8 @@ class Erasing:
 
     def _delete(self, connection: Connection, condition: Any, *, except_scopes: Sequence[tuple[str, str]] = ()) -> int:
         sessions = self._tables.sessions
-        statement = select(*session_columns(self._tables)).where(condition).with_for_update()
+        # In the order in which everybody locks sessions.
+        statement = select(*session_columns(self._tables)).where(condition).order_by(sessions.c.pk).with_for_update()
         rows = [SessionRow(*row) for row in connection.execute(statement).all()]
         for row in rows:
             self._empty(connection, row, except_scopes=except_scopes)

@@ -12,15 +12,17 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, ParamSpec, TypeVar, cast
 
 from sqlalchemy import Connection
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from memory_engine.errors import ClosedError
 from memory_engine.sql.channels import Work, execute_raw
 from memory_engine.sql.errors import OutcomeUnknown, is_conflict, is_lost, translated
+from memory_engine.sql.postgresql import POOL
 
 log = logging.getLogger("memory_engine.sql")
 
@@ -43,6 +45,8 @@ class PooledConnections:
         # An engine of ours has it already; said again, SQLAlchemy would set it for every connection that is borrowed.
         self._engine = engine if owned else engine.execution_options(isolation_level="AUTOCOMMIT")
         self._owned, self._patience = owned, patience
+        # In a queue of ours nobody is refused for its length, as a pool does after its own time-out; one connection listens.
+        self._free = asyncio.Semaphore(max(1, POOL - 1)) if owned else None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closed = False
 
@@ -119,7 +123,10 @@ class PooledConnections:
         while True:
             try:
                 with translated():
-                    return await once()
+                    if self._free is None:
+                        return await once()
+                    async with self._free:
+                        return await once()
             except Exception as error:
                 cause = error.__cause__ or error
                 if isinstance(error, OutcomeUnknown) or not (is_lost(cause) or is_conflict(cause)):
@@ -138,7 +145,7 @@ class PooledConnections:
             except BaseException as error:
                 # Of a connection whose transaction could not be ended nothing is known.
                 if is_lost(error) or isinstance(error, OutcomeUnknown | asyncio.CancelledError):
-                    await connection.invalidate()
+                    await _discard(connection, error)
                 raise
 
     async def _change(self, text: str, parameters: Sequence[Any]) -> Sequence[Sequence[Any]]:
@@ -151,10 +158,21 @@ class PooledConnections:
                 return (await connection.exec_driver_sql(text, tuple(parameters))).all()
             except BaseException as error:
                 if is_lost(error) or isinstance(error, asyncio.CancelledError):
-                    await connection.invalidate()
+                    await _discard(connection, error)
                 if is_lost(error):
                     raise OutcomeUnknown from error
                 raise
+
+
+async def _discard(connection: AsyncConnection, error: BaseException) -> None:
+    """Close a connection for good."""
+    if not isinstance(error, asyncio.CancelledError):
+        # With one connection all of its pool are lost, as a rule. SQLAlchemy replaces them when it meets the loss itself; else
+        # each of them would cost an attempt and a pause.
+        with suppress(Exception):
+            async with asyncio.timeout(_LONGEST_PAUSE):
+                await connection.exec_driver_sql("SELECT 1")
+    await connection.invalidate()
 
 
 def _transaction(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from memory_engine.errors import ConfigurationError
+from memory_engine.errors import ConfigurationError, StoreError, StoreUnavailableError
 from memory_engine.sql.channels import P, R, Several, Work
 from memory_engine.sql.connections import open_connections
 from memory_engine.sql.conversation import Append, Conversation
@@ -49,6 +50,8 @@ from memory_engine.store import (
     StateRow,
     WorkFilter,
 )
+
+log = logging.getLogger("memory_engine.sql")
 
 _AGAIN = 5
 """How often a change is repeated whose outcome is not known."""
@@ -166,7 +169,7 @@ class SqlStore:
         self, spec: SessionSpec, drafts: Sequence[Draft], policy: FlushPolicy, *, now: int, known: SessionRow | None = None
     ) -> AppendResult:
         append = Append(spec, drafts, policy, now, known)
-        if self._gathering is not None and append.is_simple and append.leaves_room:
+        if self._gathering is not None:
             return await self._gathering.append(append)
         return await self._append(append)
 
@@ -185,7 +188,15 @@ class SqlStore:
             await self.connect()
         assert isinstance(self._connections, PooledConnections)
         text, parameters = self._put_statement.call(appends)
-        return self._put_statement.results(appends, await self._connections.change(text, parameters))
+        try:
+            rows = await self._connections.change(text, parameters)
+        except StoreUnavailableError:
+            raise
+        except StoreError as error:
+            # An id was stored by somebody else in the same moment, or one of many is wrong: alone, each learns its own.
+            log.debug("puts are written one by one: %s", error)
+            return [None] * len(appends)
+        return self._put_statement.results(appends, rows)
 
     async def snapshot(self, spec: SessionSpec, *, known: SessionRow | None = None) -> Snapshot:
         return await self._read(self._reading.snapshot, spec)

@@ -59,7 +59,8 @@ class Together:
         for append in appends:
             known = append.known
             # As it was seen, to the last column: what becomes of it need not be asked for.
-            if append.is_simple and known is not None and found.get(known.pk) == (known.uid, known.version):
+            as_seen = known is not None and found.get(known.pk) == (known.uid, known.version)
+            if known is not None and as_seen and append.is_simple and not any(draft.given_id for draft in append.drafts):
                 grown.append((append, _grown(known, append)))
         if len(grown) < 2:
             return [self._conversation.append(connection, append) for append in appends]

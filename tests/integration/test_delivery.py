@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -966,3 +967,43 @@ async def test_what_ended_before_its_delivery_was_cancelled_counts(tmp_path: Pat
         assert attempts == ([1, 2, 3] if fails else [1])
         parked = (await memory.context()).receipt.parked
         assert [chunk.attempts for chunk in parked] == ([3] if fails else [])
+
+
+async def test_erasures_and_deliveries_take_turns(tmp_path: Path) -> None:
+    """A long queue of the one does not keep the other waiting to its end."""
+    order: list[str] = []
+
+    class Ordered(Probe):
+        async def _aforget(self, session_uid: str | None, seqs: Sequence[int] | None) -> None:
+            order.append("erasure")
+
+    def note(block: Probe, _: list[str]) -> None:
+        order.append("delivery")
+
+    async with open_engine(tmp_path, Ordered(on_put=note), delivery="worker", limits={"concurrency": 1}) as engine:
+        told = {number: await tell(engine.session(f"old{number}"), "old", "news") for number in range(12)}
+        await engine.work(once=True)
+        for number, ids in told.items():
+            await engine.session(f"old{number}").delete(ids[:1])
+        for number in range(4):
+            await tell(engine.session(f"new{number}"), "news")
+        order.clear()
+        await engine.work(once=True)
+    assert (order.count("delivery"), order.count("erasure")) == (4, 12)
+    assert "delivery" in order[:3] and "erasure" in order[:3]
+
+
+async def test_a_time_limit_around_get_is_a_time_limit(tmp_path: Path) -> None:
+    """Also when the block had its answer ready in the very moment in which the time was over."""
+
+    class Late(Probe):
+        async def _aget(self, messages: Sequence[ChatMessage] | None = None, **_: Any) -> str:
+            time.sleep(0.1)  # noqa: ASYNC251 - it holds the event loop past the limit, and then is done
+            return "late"
+
+    async with open_engine(tmp_path, Late()) as engine:
+        memory = engine.session("one")
+        await memory.put({"role": "user", "content": "hello"})
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await memory.get()
