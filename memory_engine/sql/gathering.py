@@ -14,7 +14,7 @@ from memory_engine.store import AppendResult
 
 log = logging.getLogger("memory_engine.sql")
 
-_GROUPS = 3
+_GROUPS = 2
 """So many statements at once; whoever comes then waits for the next one and goes with all that wait."""
 _MOST = 128
 

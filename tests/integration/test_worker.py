@@ -8,12 +8,13 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from memory_engine import Memory, MemoryEngine
+from memory_engine import BaseMemoryBlock, ChatMessage, Memory, MemoryEngine
 from memory_engine.errors import ConfigurationError, DrainTimeoutError
 from memory_engine.worker import load_engine
 
@@ -126,6 +127,33 @@ async def test_once_delivers_what_is_due_and_ends(app: Path) -> None:
             await memory.drain(PATIENCE)
             assert (await memory.block("heard")).heard == texts  # type: ignore[attr-defined]
         assert (await engine.stats()).pending == 0
+
+
+async def test_once_ends_when_it_is_told_to(tmp_path: Path) -> None:
+    """What it has begun may end within the grace; then it stays pending."""
+    begun, stop = asyncio.Event(), asyncio.Event()
+
+    class Stuck(BaseMemoryBlock[str]):
+        name: str = "stuck"
+
+        async def _aget(self, messages: Sequence[ChatMessage] | None = None, **block_kwargs: Any) -> str:
+            return ""
+
+        async def _aput(self, messages: Sequence[ChatMessage]) -> None:
+            begun.set()
+            await asyncio.sleep(3_600)
+
+    uri = f"sqlite+aiosqlite:///{tmp_path / 'memory.db'}"
+    async with MemoryEngine(async_database_uri=uri, memory_blocks=[Stuck()], delivery="worker") as engine:
+        memory = engine.session("one")
+        await memory.put({"role": "user", "content": "hello"})
+        await memory.flush(final=True)
+        working = asyncio.create_task(engine.work(once=True, stop=stop, grace=0.05))
+        await begun.wait()
+        assert not working.done()
+        stop.set()
+        await asyncio.wait_for(working, 30)
+        assert (await engine.stats()).pending == 1
 
 
 async def test_what_runs_when_a_worker_is_told_to_end_may_end(app: Path) -> None:
