@@ -14,17 +14,24 @@ texts in it become text blocks, pictures become images, and the rest stands as J
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 from pydantic import ValidationError
 
 from memory_engine.content import AnyBlock
-from memory_engine.errors import InvalidMessageError
-from memory_engine.formats.openai import _DATA_URI, _audio_format, _mapping, _thaw, _uri
-from memory_engine.frozen import freeze_json
+from memory_engine.formats.kept import (
+    Fields,
+    Path,
+    TakenApart,
+    as_object,
+    as_text,
+    checked_id,
+    is_base64,
+    mapping,
+    put_together,
+)
+from memory_engine.formats.openai import _audio_format, _uri
 from memory_engine.messages import (
     AudioBlock,
     ChatMessage,
@@ -39,10 +46,11 @@ from memory_engine.messages import (
     invalid_message,
 )
 
-__all__ = ["call_id_of", "from_openai_responses", "is_output", "to_openai_responses"]
+__all__ = ["call_id_of", "dump_marked", "from_openai_responses", "is_output", "to_openai_responses"]
 
 _KEY = "openai_responses"
 _ROLES = ("user", "assistant", "system", "developer")
+_MEDIA_PARTS = ("input_image", "input_file", "input_audio")
 _CALLS = {
     "function_call": "function_call_output",
     "custom_tool_call": "custom_tool_call_output",
@@ -56,12 +64,8 @@ _CALLS = {
 }
 """The type of a call's item to that of its output."""
 _OUTPUTS = {output: call for call, output in _CALLS.items()}
-_WORDS, _LONG = 40, 200
-"""Characters from which a text with spaces, and any text, inside an item that we do not know becomes a block."""
 
-_Fields = dict[str, Any]
 _Item = Mapping[str, Any]
-_Path = tuple[str | int, ...]
 
 
 def from_openai_responses(items: Iterable[object]) -> list[ChatMessage]:
@@ -70,20 +74,20 @@ def from_openai_responses(items: Iterable[object]) -> list[ChatMessage]:
     :raises InvalidMessageError: an item is no dict, or JSON cannot give it back exactly.
     """
     messages: list[ChatMessage] = []
-    run: list[_Reading] = []
+    run: list[TakenApart] = []
     for item in items:
-        reading = _read(_as_item(item))
-        if run and not (reading.role == "assistant" and _belongs(reading, run)):
-            messages.append(_message(run))
+        role, taken = _read(as_object(item, "An item of the Responses API"))
+        if run and not (role == "assistant" and _belongs(taken, run)):
+            messages.append(_message("assistant", run))
             run = []
-        run.append(reading)
-        if reading.role != "assistant":
-            messages.append(_message(run))
-            run = []
-    return [*messages, _message(run)] if run else messages
+        if role == "assistant":
+            run.append(taken)
+        else:
+            messages.append(_message(role, [taken]))
+    return [*messages, _message("assistant", run)] if run else messages
 
 
-def to_openai_responses(messages: Iterable[ChatMessage]) -> list[dict[str, Any]]:
+def to_openai_responses(messages: Iterable[ChatMessage]) -> list[Fields]:
     """The messages as input items. What memory inserted into a message is an item of its own, beside those of the message.
 
     Reasoning is left out, except where it came in as an item.
@@ -91,7 +95,7 @@ def to_openai_responses(messages: Iterable[ChatMessage]) -> list[dict[str, Any]]
     return [item for message in messages for item, _ in dump_marked(message)]
 
 
-def dump_marked(message: ChatMessage) -> list[tuple[dict[str, Any], bool]]:
+def dump_marked(message: ChatMessage) -> list[tuple[Fields, bool]]:
     """The message's items, each with whether memory inserted it."""
     inserted = [block for block in message.blocks if block.origin]
     own = [block for block in message.blocks if not block.origin]
@@ -106,13 +110,13 @@ def call_id_of(item: _Item) -> str | None:
     """The id of the call that an item makes or answers; None when it does neither, or does not say which."""
     kind = item.get("type")
     if kind == "mcp_approval_request":
-        return _checked_id(item.get("id"))
+        return checked_id(item.get("id"))
     if kind == "mcp_approval_response":
-        return _checked_id(item.get("approval_request_id"))
+        return checked_id(item.get("approval_request_id"))
     if kind not in _CALLS and kind not in _OUTPUTS:
         return None
     call_id = item.get("call_id")
-    return _checked_id(item.get("id") if call_id is None and kind == "local_shell_call_output" else call_id)
+    return checked_id(item.get("id") if call_id is None and kind == "local_shell_call_output" else call_id)
 
 
 def is_output(item: _Item) -> bool:
@@ -123,254 +127,140 @@ def is_output(item: _Item) -> bool:
 # -- in ------------------------------------------------------------------------------------------------------
 
 
-@dataclass(slots=True)
-class _Reading:
-    """An item as blocks, and what is left of it with the places that the blocks were taken from, in their order."""
-
-    item: _Fields
-    role: Role = "assistant"
-    blocks: list[AnyBlock] = field(default_factory=list)
-    places: list[list[str | int]] = field(default_factory=list)
-    call_id: str | None = None
-    rest: Any = None
-
-    def take(self, block: AnyBlock, how: str, path: _Path) -> None:
-        """The value at `path` becomes a block; `how` says which of the block's fields gives it back."""
-        self.blocks.append(block)
-        self.places.append([how, *path])
-        if how not in ("json", "none"):
-            self.rest = _put(self.rest, path, None)
-
-    def entry(self) -> _Fields:
-        entry: _Fields = {"at": self.places, "item": self.rest}
-        return entry | ({"call": self.call_id} if self.role == "assistant" and self.call_id is not None else {})
-
-
-def _as_item(value: object) -> _Fields:
-    dump = getattr(value, "model_dump", None)
-    source = value if isinstance(value, Mapping) or dump is None else dump(mode="json", exclude_unset=True)
-    if not isinstance(source, Mapping):
-        raise InvalidMessageError(f"An item of the Responses API is a dict, not {type(value).__name__}.")
-    try:
-        return cast(_Fields, _thaw(freeze_json(source)))
-    except ValueError as error:
-        raise InvalidMessageError(f"The item of type {source.get('type')!r:.80} cannot be stored: {error}.") from None
-
-
-def _belongs(reading: _Reading, run: list[_Reading]) -> bool:
+def _belongs(taken: TakenApart, run: list[TakenApart]) -> bool:
     """Whether an item may be of the same response as those before it."""
-    if run[-1].item.get("role") and (reading.item.get("role") or reading.item.get("type") == "reasoning"):
+    if run[-1].whole.get("role") and (taken.whole.get("role") or taken.whole.get("type") == "reasoning"):
         return False  # what was said ends a response, unless a call follows
-    return reading.call_id is None or all(reading.call_id != other.call_id for other in run)
+    return taken.call_id is None or all(taken.call_id != other.call_id for other in run)
 
 
-def _message(run: list[_Reading]) -> ChatMessage:
-    blocks = [block for reading in run for block in reading.blocks]
+def _message(role: Role, run: list[TakenApart]) -> ChatMessage:
+    blocks = [block for taken in run for block in taken.blocks]
     try:
-        bare = ChatMessage(role=run[0].role, blocks=blocks)
-        if _dump_plain(bare.role, blocks, None) == [reading.item for reading in run]:
+        bare = ChatMessage(role=role, blocks=blocks)
+        if _dump_plain(role, blocks, None) == [taken.whole for taken in run]:
             return bare
-        return bare.model_copy(update={"metadata": {_KEY: {"items": [reading.entry() for reading in run]}}})
+        return bare.model_copy(update={"metadata": {_KEY: {"items": [taken.entry for taken in run]}}})
     except ValidationError as error:
         raise invalid_message(error) from error
 
 
-def _read(item: _Fields) -> _Reading:
+def _read(item: Fields) -> tuple[Role, TakenApart]:
     kind, role = item.get("type"), item.get("role")
-    reading = _Reading(item, rest=item)
+    taken = TakenApart(item)
     if role in _ROLES and kind in (None, "message") and isinstance(item.get("content"), str | list):
-        reading.role = cast(Role, role)
-        _read_content(reading, ("content",))
-        return reading
-    reading.call_id = call_id_of(item)
+        _read_content(taken, item["content"])
+        return cast(Role, role), taken
+    call_id = call_id_of(item)
     if kind == "reasoning":
-        _read_reasoning(reading)
-    elif reading.call_id is not None and kind in _CALLS:
-        _read_call(reading, reading.call_id)
-    elif reading.call_id is not None:
-        reading.role = "tool"
-        _read_output(reading, reading.call_id)
+        _read_reasoning(taken)
+    elif call_id is None:
+        taken.take_unknown(images=[("result",)] if kind == "image_generation_call" else [])
+    elif kind in _CALLS:
+        taken.call_id = call_id
+        _read_call(taken, call_id)
     else:
-        _read_unknown(reading, ())
-    return reading
+        _read_output(taken, call_id)
+        return "tool", taken
+    return "assistant", taken
 
 
-def _read_content(reading: _Reading, path: _Path) -> None:
-    content = reading.item[path[0]]
+def _read_content(taken: TakenApart, content: str | list[Any]) -> None:
     if isinstance(content, str):
-        reading.take(TextBlock(text=content), "text", path)
+        taken.take(TextBlock(text=content), "text", ("content",))
         return
     for index, part in enumerate(content):
-        _read_part(reading, part, (*path, index))
+        _read_part(taken, part, ("content", index))
 
 
-def _read_part(reading: _Reading, part: object, path: _Path) -> None:
-    source = _mapping(part)
+def _read_part(taken: TakenApart, part: object, path: Path) -> None:
+    source = mapping(part)
     kind = source.get("type")
     if kind in ("input_text", "output_text", "text") and isinstance(source.get("text"), str):
-        reading.take(TextBlock(text=source["text"]), "text", (*path, "text"))
+        taken.take(TextBlock(text=source["text"]), "text", (*path, "text"))
     elif kind == "refusal" and isinstance(source.get("refusal"), str):
-        reading.take(TextBlock(text=source["refusal"]), "text", (*path, "refusal"))
-    elif kind not in _MEDIA_PARTS or not _read_media(reading, source, path):
-        _read_unknown(reading, path)
+        taken.take(TextBlock(text=source["refusal"]), "text", (*path, "refusal"))
+    elif kind not in _MEDIA_PARTS or not _read_media(taken, source, path):
+        taken.take_unknown(path)
 
 
-def _read_media(reading: _Reading, part: _Item, path: _Path) -> bool:
+def _read_media(taken: TakenApart, part: _Item, path: Path) -> bool:
     """Take the source of an image, a file or a sound; False when it has none that we know."""
-    inner = _mapping(part.get("input_audio"))
-    if part["type"] == "input_audio" and _is_data(inner.get("data")):
-        reading.take(AudioBlock(data=inner["data"]), "data", (*path, "input_audio", "data"))
+    sound = mapping(part.get("input_audio")).get("data")
+    if part["type"] == "input_audio" and is_base64(sound):
+        taken.take(AudioBlock(data=cast(str, sound)), "data", (*path, "input_audio", "data"))
         return True
-    block = ImageBlock if part["type"] == "input_image" else DocumentBlock
     for key in ("image_url", "file_data", "file_url"):
         if isinstance(value := part.get(key), str):
-            _take_uri(reading, value, (*path, key), block)
+            if key == "file_data" and is_base64(value):
+                taken.take(DocumentBlock(data=value), "data", (*path, key))
+            else:
+                taken.take_uri(value, (*path, key), ImageBlock if part["type"] == "input_image" else DocumentBlock)
             return True
-    if _checked_id(part.get("file_id")):
-        reading.take(DocumentBlock(file_id=part["file_id"]), "file_id", (*path, "file_id"))
+    if checked_id(part.get("file_id")):
+        taken.take(DocumentBlock(file_id=part["file_id"]), "file_id", (*path, "file_id"))
         return True
     return False
 
 
-def _take_uri(reading: _Reading, uri: str, path: _Path, block: type[ImageBlock | DocumentBlock | AudioBlock | VideoBlock]) -> None:
-    found = _DATA_URI.fullmatch(uri)
-    if found and _is_data(found[2]):
-        reading.take(block(mime_type=found[1], data=found[2]), "uri", path)
-    elif path[-1] == "file_data" and _is_data(uri):
-        reading.take(block(data=uri), "data", path)
-    else:
-        reading.take(block(url=uri), "url", path)
-
-
-def _read_reasoning(reading: _Reading) -> None:
+def _read_reasoning(taken: TakenApart) -> None:
     for key in ("summary", "content"):
-        parts = reading.item.get(key)
+        parts = taken.whole.get(key)
         for index, part in enumerate(parts if isinstance(parts, list) else ()):
-            if isinstance(text := _mapping(part).get("text"), str):
-                reading.take(ThinkingBlock(text=text), "text", (key, index, "text"))
-    if isinstance(secret := reading.item.get("encrypted_content"), str):
-        reading.take(ThinkingBlock(text="", signature=secret), "signature", ("encrypted_content",))
+            if isinstance(text := mapping(part).get("text"), str):
+                taken.take(ThinkingBlock(text=text), "text", (key, index, "text"))
+    if isinstance(secret := taken.whole.get("encrypted_content"), str):
+        taken.take(ThinkingBlock(text="", signature=secret), "signature", ("encrypted_content",))
 
 
-def _read_call(reading: _Reading, call_id: str) -> None:
-    item = reading.item
+def _read_call(taken: TakenApart, call_id: str) -> None:
+    item = taken.whole
     key = {"function_call": "arguments", "custom_tool_call": "input"}.get(item["type"])
-    name = _checked_id(item.get("name")) or item["type"]
+    name = checked_id(item.get("name")) or item["type"]
     if key and isinstance(text := item.get(key), str):
-        reading.take(ToolCallBlock(id=call_id, name=name, arguments=text), "text", (key,))
+        taken.take(ToolCallBlock(id=call_id, name=name, arguments=text), "text", (key,))
     else:
-        reading.take(ToolCallBlock(id=call_id, name=name, arguments=_dumps(item)), "json", ())
-        reading.rest = None
+        taken.take(ToolCallBlock(id=call_id, name=name, arguments=as_text(item)), "json")
 
 
-def _read_output(reading: _Reading, call_id: str) -> None:
-    output = reading.item.get("output")
+def _read_output(taken: TakenApart, call_id: str) -> None:
+    output = taken.whole.get("output")
     if isinstance(output, str):
-        reading.take(ToolResultBlock(tool_call_id=call_id, content=output), "text", ("output",))
+        taken.take(ToolResultBlock(tool_call_id=call_id, content=output), "text", ("output",))
         return
-    first = _mapping(output[0]) if isinstance(output, list) and output else {}
+    first = mapping(output[0]) if isinstance(output, list) and output else {}
     if first.get("type") not in ("input_text", *_MEDIA_PARTS):
-        reading.take(ToolResultBlock(tool_call_id=call_id, content=""), "none", ())
-        _read_unknown(reading, ())
+        taken.take(ToolResultBlock(tool_call_id=call_id, content=""))
+        taken.take_unknown()
         return
     start = int(isinstance(first.get("text"), str))
-    text = first["text"] if start else ""
-    path = ("output", 0, "text")
-    reading.take(ToolResultBlock(tool_call_id=call_id, content=text), "text" if start else "none", path if start else ())
+    if start:
+        taken.take(ToolResultBlock(tool_call_id=call_id, content=first["text"]), "text", ("output", 0, "text"))
+    else:
+        taken.take(ToolResultBlock(tool_call_id=call_id, content=""))
     for index, part in enumerate(cast(list[Any], output)[start:], start=start):
-        _read_part(reading, part, ("output", index))
-
-
-def _read_unknown(reading: _Reading, path: _Path) -> None:
-    """Long texts and media of the value at `path` become blocks, what is left of it one of JSON."""
-    inner = _Reading({}, rest=_get(reading.rest, path))
-    for leaf, text in list(_leaves(inner.rest, ())):
-        found = _DATA_URI.fullmatch(text)
-        if found and _is_data(found[2]):
-            _take_uri(inner, text, leaf, _media_class(found[1]))
-        elif reading.item.get("type") == "image_generation_call" and leaf == ("result",) and _is_data(text):
-            inner.take(ImageBlock(data=text), "data", leaf)
-        elif _is_prose(text, leaf[-1]):
-            inner.take(TextBlock(text=text), "text", leaf)
-    reading.take(ThinkingBlock(text=_dumps(inner.rest)), "json", path)
-    reading.rest = _put(reading.rest, path, None)
-    for block, (how, *leaf_path) in zip(inner.blocks, inner.places, strict=True):
-        reading.blocks.append(block)
-        reading.places.append([how, *path, *leaf_path])
-
-
-def _leaves(value: object, path: _Path) -> Iterator[tuple[_Path, str]]:
-    if isinstance(value, str) and path:
-        yield path, value
-    elif isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _leaves(inner, (*path, key))
-    elif isinstance(value, list):
-        for index, inner in enumerate(value):
-            yield from _leaves(inner, (*path, index))
-
-
-def _is_prose(text: str, key: str | int) -> bool:
-    """Whether a text may be shortened; ids, addresses and what is encrypted may not."""
-    if isinstance(key, str) and (key in ("id", "url", "encrypted_content", "signature") or key.endswith(("_id", "_url"))):
-        return False
-    return len(text) >= _LONG or (len(text) >= _WORDS and " " in text)
-
-
-def _media_class(mime_type: str) -> type[ImageBlock | DocumentBlock | AudioBlock | VideoBlock]:
-    kinds = {"image": ImageBlock, "audio": AudioBlock, "video": VideoBlock}
-    return kinds.get(mime_type.partition("/")[0], DocumentBlock)
-
-
-def _is_data(value: object) -> bool:
-    return isinstance(value, str) and value.isascii() and not value.startswith("data:")
-
-
-def _checked_id(value: object) -> str | None:
-    return value if isinstance(value, str) and 0 < len(value) <= 512 and "\0" not in value else None
-
-
-def _dumps(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False)
+        _read_part(taken, part, ("output", index))
 
 
 # -- out -----------------------------------------------------------------------------------------------------
 
 
-def _dump(message: ChatMessage, blocks: Sequence[AnyBlock]) -> list[dict[str, Any]]:
-    entries = _mapping(message.metadata.get(_KEY)).get("items")
-    if isinstance(entries, list):
-        items = _dump_kept(entries, blocks)
-        if items is not None:
-            return items
-    return _dump_plain(message.role, blocks, message.tool_call_id)
-
-
-def _dump_kept(entries: Sequence[_Item], blocks: Sequence[AnyBlock]) -> list[dict[str, Any]] | None:
-    """The items with the blocks put back into them; None when these are not the blocks that were taken from them."""
-    left = list(blocks)
-    items: list[dict[str, Any]] = []
-    for entry in entries:
-        count = len(entry["at"])
-        if "call" in entry and not (left and isinstance(left[0], ToolCallBlock) and left[0].id == entry["call"]):
-            # The copy lost this call. Reasoning right before it would be refused without it.
+def _dump(message: ChatMessage, blocks: Sequence[AnyBlock]) -> list[Fields]:
+    kept = put_together(mapping(message.metadata.get(_KEY)).get("items"), blocks)
+    if kept is None:
+        return _dump_plain(message.role, blocks, message.tool_call_id)
+    items: list[Fields] = []
+    for item in kept:
+        if item is not None:
+            items.append(item)
+        else:
+            # The copy lost this call; reasoning right before it would be refused without it.
             while items and items[-1].get("type") == "reasoning":
                 items.pop()
-            continue
-        taken, left = left[:count], left[count:]
-        item: Any = _thaw(entry["item"])
-        for (how, *path), block in zip(entry["at"], taken, strict=False):
-            try:
-                item = item if how == "none" else _put(item, tuple(path), _VALUES[how](block))
-            except (AttributeError, ValueError, TypeError, LookupError):
-                return None
-        if len(taken) < count or not isinstance(item, dict):
-            return None
-        items.append(item)
-    return None if left else items
+    return items
 
 
-def _dump_plain(role: str, blocks: Sequence[AnyBlock], tool_call_id: str | None) -> list[dict[str, Any]]:
+def _dump_plain(role: str, blocks: Sequence[AnyBlock], tool_call_id: str | None) -> list[Fields]:
     """Items for blocks that did not come from items."""
     parts = [part for block in blocks if (part := _dump_part(block)) is not None]
     if role == "tool":
@@ -383,7 +273,7 @@ def _dump_plain(role: str, blocks: Sequence[AnyBlock], tool_call_id: str | None)
     return [{"role": role, "content": text if all(part["type"] == "input_text" for part in parts) else parts}]
 
 
-def _dump_outputs(blocks: Sequence[AnyBlock], parts: list[_Fields], tool_call_id: str | None) -> list[dict[str, Any]]:
+def _dump_outputs(blocks: Sequence[AnyBlock], parts: list[Fields], tool_call_id: str | None) -> list[Fields]:
     items = [
         {"type": "function_call_output", "call_id": block.tool_call_id, "output": block.content}
         for block in blocks
@@ -397,12 +287,12 @@ def _dump_outputs(blocks: Sequence[AnyBlock], parts: list[_Fields], tool_call_id
     return items
 
 
-def _dump_call(block: ToolCallBlock) -> dict[str, Any]:
-    arguments = block.arguments if isinstance(block.arguments, str) else _dumps(block.arguments)
+def _dump_call(block: ToolCallBlock) -> Fields:
+    arguments = block.arguments if isinstance(block.arguments, str) else as_text(block.arguments)
     return {"type": "function_call", "call_id": block.id, "name": block.name, "arguments": arguments}
 
 
-def _dump_part(block: AnyBlock) -> dict[str, Any] | None:
+def _dump_part(block: AnyBlock) -> Fields | None:
     if isinstance(block, TextBlock):
         return {"type": "input_text", "text": block.text}
     if isinstance(block, ImageBlock):
@@ -417,39 +307,3 @@ def _dump_part(block: AnyBlock) -> dict[str, Any] | None:
         name = getattr(block, "title", None) or block.type
         return {"type": "input_file", "file_data": _uri(block, "application/octet-stream"), "filename": name}
     return None
-
-
-def _text_of(block: AnyBlock) -> str:
-    if isinstance(block, ToolResultBlock):
-        return block.content
-    if isinstance(block, ToolCallBlock):
-        return block.arguments if isinstance(block.arguments, str) else _dumps(block.arguments)
-    return cast(TextBlock | ThinkingBlock, block).text
-
-
-_VALUES: dict[str, Callable[[Any], Any]] = {
-    "text": _text_of,
-    "json": lambda block: json.loads(_text_of(block)),
-    "signature": lambda block: block.signature,
-    "uri": lambda block: f"data:{block.mime_type};base64,{block.data}",
-    "data": lambda block: block.data,
-    "url": lambda block: block.url,
-    "file_id": lambda block: block.file_id,
-}
-"""For each way in which a block was taken: what it gives back."""
-_MEDIA_PARTS = ("input_image", "input_file", "input_audio")
-
-
-def _get(value: Any, path: _Path) -> Any:
-    for step in path:
-        value = value[step]
-    return value
-
-
-def _put(value: Any, path: _Path, new: Any) -> Any:
-    """A copy of `value` with `new` at `path`; only what is on the way there is copied."""
-    if not path:
-        return new
-    copy = dict(value) if isinstance(value, dict) else list(value)
-    copy[path[0]] = _put(copy[path[0]], path[1:], new)
-    return copy

@@ -143,7 +143,7 @@ class OpenAIAgentsSession:
         sections = self._sections_of(context)
         items = cast("list[TResponseInputItem]", to_openai_responses(context.messages))
         more = len(items) - len(context.messages)
-        overhead = self.memory._session.core.settings.message_overhead_tokens
+        overhead = self.memory._session.core.counter.message(ChatMessage(role="user"))
         if context.receipt.tokens + max(more, 0) * overhead <= context.receipt.budget:
             return items, sections
         return self._fit(items, context.receipt.budget), sections
