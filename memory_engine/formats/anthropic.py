@@ -40,7 +40,6 @@ from memory_engine.formats.kept import (
     thaw,
 )
 from memory_engine.messages import (
-    AudioBlock,
     ChatMessage,
     DocumentBlock,
     ImageBlock,
@@ -50,7 +49,6 @@ from memory_engine.messages import (
     ThinkingBlock,
     ToolCallBlock,
     ToolResultBlock,
-    VideoBlock,
     invalid_message,
 )
 
@@ -313,14 +311,16 @@ def _dump_block(block: AnyBlock, role: str) -> list[Fields]:
     if isinstance(block, ToolCallBlock):
         return [{"type": "tool_use", "id": _valid_id(block.id), "name": block.name, "input": _input_of(block)}]
     if isinstance(block, ThinkingBlock):
-        if not block.signature or role != "assistant":
-            return []
-        if block.redacted:
-            return [{"type": "redacted_thinking", "data": block.signature}]
-        return [{"type": "thinking", "thinking": block.text, "signature": block.signature}]
+        return [_dump_thinking(block, block.signature)] if block.signature and role == "assistant" else []
     if isinstance(block, ToolResultBlock) or role == "assistant":
         return []  # results are dumped by themselves; what the assistant said has no place for media
     return [_dump_media(block)]
+
+
+def _dump_thinking(block: ThinkingBlock, signature: str) -> Fields:
+    if block.redacted:
+        return {"type": "redacted_thinking", "data": signature}
+    return {"type": "thinking", "thinking": block.text, "signature": signature}
 
 
 def _dump_result(block: ToolResultBlock) -> Fields:

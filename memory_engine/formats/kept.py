@@ -210,8 +210,12 @@ def thaw(value: Any) -> Any:
 
 
 def _media_class(mime_type: str) -> type[ImageBlock | AudioBlock | VideoBlock | DocumentBlock]:
-    kinds = {"image": ImageBlock, "audio": AudioBlock, "video": VideoBlock}
-    return kinds.get(mime_type.partition("/")[0], DocumentBlock)
+    kinds: dict[str, type[ImageBlock | AudioBlock | VideoBlock]] = {
+        "image": ImageBlock,
+        "audio": AudioBlock,
+        "video": VideoBlock,
+    }
+    return kinds.get(mime_type.partition("/")[0]) or DocumentBlock
 
 
 def _is_prose(text: str, key: str | int) -> bool:
@@ -242,6 +246,6 @@ def _put(value: Any, path: Path, new: Any) -> Any:
     """A copy of `value` with `new` at `path`; only what is on the way there is copied."""
     if not path:
         return new
-    copy = dict(value) if isinstance(value, dict) else list(value)
+    copy: Any = dict(value) if isinstance(value, dict) else list(value)
     copy[path[0]] = _put(copy[path[0]], path[1:], new)
     return copy

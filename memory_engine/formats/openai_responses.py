@@ -46,9 +46,10 @@ from memory_engine.messages import (
     invalid_message,
 )
 
-__all__ = ["call_id_of", "dump_marked", "from_openai_responses", "is_output", "to_openai_responses"]
+__all__ = ["KEPT", "call_id_of", "dump_marked", "from_openai_responses", "is_output", "to_openai_responses"]
 
-_KEY = "openai_responses"
+KEPT = "openai_responses"
+"""Where in `metadata` is what has no field in a `ChatMessage`."""
 _ROLES = ("user", "assistant", "system", "developer")
 _MEDIA_PARTS = ("input_image", "input_file", "input_audio")
 _CALLS = {
@@ -96,11 +97,13 @@ def to_openai_responses(messages: Iterable[ChatMessage]) -> list[Fields]:
 
 
 def dump_marked(message: ChatMessage) -> list[tuple[Fields, bool]]:
-    """The message's items, each with whether memory inserted it."""
+    """The message's items, each with whether it is a section that memory inserted."""
     inserted = [block for block in message.blocks if block.origin]
     own = [block for block in message.blocks if not block.origin]
     if not own:
-        return [(item, bool(inserted)) for item in _dump(message, message.blocks)]
+        # What users and models said, in messages that a block brought back, is nothing that only memory can have written.
+        is_section = bool(inserted) and message.role in ("system", "developer")
+        return [(item, is_section) for item in _dump(message, message.blocks)]
     items = [(item, False) for item in _dump(message, own)]
     sections = [(item, True) for item in _dump_plain(message.role, inserted, None)] if inserted else []
     return [*sections, *items] if message.role == "user" else [*items, *sections]
@@ -140,7 +143,7 @@ def _message(role: Role, run: list[TakenApart]) -> ChatMessage:
         bare = ChatMessage(role=role, blocks=blocks)
         if _dump_plain(role, blocks, None) == [taken.whole for taken in run]:
             return bare
-        return bare.model_copy(update={"metadata": {_KEY: {"items": [taken.entry for taken in run]}}})
+        return bare.model_copy(update={"metadata": {KEPT: {"items": [taken.entry for taken in run]}}})
     except ValidationError as error:
         raise invalid_message(error) from error
 
@@ -246,7 +249,7 @@ def _read_output(taken: TakenApart, call_id: str) -> None:
 
 
 def _dump(message: ChatMessage, blocks: Sequence[AnyBlock]) -> list[Fields]:
-    kept = put_together(mapping(message.metadata.get(_KEY)).get("items"), blocks)
+    kept = put_together(mapping(message.metadata.get(KEPT)).get("items"), blocks)
     if kept is None:
         return _dump_plain(message.role, blocks, message.tool_call_id)
     items: list[Fields] = []
@@ -274,7 +277,7 @@ def _dump_plain(role: str, blocks: Sequence[AnyBlock], tool_call_id: str | None)
 
 
 def _dump_outputs(blocks: Sequence[AnyBlock], parts: list[Fields], tool_call_id: str | None) -> list[Fields]:
-    items = [
+    items: list[Fields] = [
         {"type": "function_call_output", "call_id": block.tool_call_id, "output": block.content}
         for block in blocks
         if isinstance(block, ToolResultBlock)
@@ -299,11 +302,13 @@ def _dump_part(block: AnyBlock) -> Fields | None:
         return {"type": "input_image", "image_url": _uri(block, "image/png"), "detail": block.detail or "auto"}
     if isinstance(block, AudioBlock) and block.data is not None:
         return {"type": "input_audio", "input_audio": {"data": block.data, "format": _audio_format(block)}}
+    return _dump_file(block) if isinstance(block, DocumentBlock | AudioBlock | VideoBlock) else None
+
+
+def _dump_file(block: DocumentBlock | AudioBlock | VideoBlock) -> Fields:
+    if block.url is not None:
+        return {"type": "input_file", "file_url": block.url}
     if isinstance(block, DocumentBlock) and block.file_id is not None:
         return {"type": "input_file", "file_id": block.file_id}
-    if isinstance(block, DocumentBlock | AudioBlock | VideoBlock):
-        if block.url is not None:
-            return {"type": "input_file", "file_url": block.url}
-        name = getattr(block, "title", None) or block.type
-        return {"type": "input_file", "file_data": _uri(block, "application/octet-stream"), "filename": name}
-    return None
+    name = block.title if isinstance(block, DocumentBlock) else None
+    return {"type": "input_file", "file_data": _uri(block, "application/octet-stream"), "filename": name or block.type}

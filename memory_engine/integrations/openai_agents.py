@@ -3,8 +3,8 @@
     session = OpenAIAgentsSession(engine.session("chat-1"))
     result = await Runner.run(agent, "Hello", session=session, run_config=session.run_config())
 
-The SDK asks for the history once, at the beginning of a run, and adds its own items to it while it runs: reserve what these,
-the instructions and the tools need with `reserved_tokens`.
+The SDK asks for the history once, at the beginning of a run, and adds the new input and its own items to it while it runs:
+reserve what these, the instructions and the tools need with `reserved_tokens`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from memory_engine.errors import MissingExtraError
 from memory_engine.formats.openai_responses import (
+    KEPT,
     call_id_of,
     dump_marked,
     from_openai_responses,
@@ -45,7 +46,8 @@ _SECTIONS = 1_024
 """So many of memory's own items that were handed out are known again when they come back."""
 _REPLACES = "replaces"
 
-_Item = dict[str, Any]
+_Pair = tuple["TResponseInputItem", bool]
+"""An item, and whether it is a section that memory inserted."""
 
 
 class OpenAIAgentsSession:
@@ -79,11 +81,15 @@ class OpenAIAgentsSession:
         settings = self.session_settings
         configured = settings.limit if settings is not None else None
         limit = configured if limit is None else limit
-        items, sections = self._shown(await self.memory.context())
+        context = await self.memory.context()
+        pairs = self._fit(self._pairs(context), context.receipt.budget)
+        items = [item for item, _ in pairs]
         if limit is None or limit >= len(items):
             return items
+        sections = [item for item, is_section in pairs if is_section]
         if limit == configured and 0 < len(sections) < limit:
-            return [*sections, *_newest([item for item in items if item not in sections], limit - len(sections))]
+            history = [item for item, is_section in pairs if not is_section]
+            return [*sections, *_newest(history, limit - len(sections))]
         return _newest(items, limit)
 
     async def add_items(self, items: list[TResponseInputItem]) -> None:
@@ -99,14 +105,15 @@ class OpenAIAgentsSession:
         """Delete the newest item, with everything derived from it, and return it; None when there is none."""
         while stored := await self.memory.get_all(last=1):
             message = stored[0]
-            *rest, last = to_openai_responses([message]) or [None]
+            items = to_openai_responses([message])
+            rest, last = items[:-1], items[-1:]
             if rest:
                 # First what stays: when the process dies in between, an item is still there, not another one lost.
-                await self.memory.put_messages(_copies(message, cast(list[_Item], rest)))
-            earlier = message.metadata.get(_REPLACES)
+                await self.memory.put_messages(_copies(message, rest))
+            earlier = _kept(message).get(_REPLACES)
             await self.memory.delete([message.id or "", *([earlier] if isinstance(earlier, str) else [])])
-            if last is not None:
-                return cast("TResponseInputItem", last)
+            if last:
+                return cast("TResponseInputItem", last[0])
         return None
 
     async def clear_session(self) -> None:
@@ -128,63 +135,57 @@ class OpenAIAgentsSession:
         newest message that is stored. An input with which history ends already, because the run it began failed, is not
         added a second time.
         """
-        kept = [item for item in history if not self._is_section(item)]
-        context = await self.memory.context(from_openai_responses(self._without_calls(new_input)) or None)
-        sections = self._sections_of(context)
-        kept = self._fit([*sections, *kept], context.receipt.budget)[len(sections) :]
+        query = from_openai_responses([item for item in new_input if _role(item) == "user"])
+        context = await self.memory.context(query or None)
+        sections = [pair for pair in self._pairs(context) if pair[1]]
+        talk = [(item, False) for item in history if not self._is_section(item)]
+        kept = [item for item, is_section in self._fit([*sections, *talk], context.receipt.budget) if not is_section]
         if new_input and kept[-len(new_input) :] == new_input and all(_role(item) == "user" for item in new_input):
-            new_input = []
-        return [*sections, *kept, *new_input]
+            kept = kept[: -len(new_input)]
+            new_input = history[-len(new_input) :]
+        first = [item for item, _ in sections if _role(item) != "user"]
+        return [*first, *kept, *(item for item, _ in sections if _role(item) == "user"), *new_input]
 
     # -- helpers ---------------------------------------------------------------------------------------------
 
-    def _shown(self, context: Context) -> tuple[list[TResponseInputItem], list[TResponseInputItem]]:
-        """All items of a context, and those of them that are memory's own."""
-        sections = self._sections_of(context)
-        items = cast("list[TResponseInputItem]", to_openai_responses(context.messages))
-        more = len(items) - len(context.messages)
-        overhead = self.memory._session.core.counter.message(ChatMessage(role="user"))
-        if context.receipt.tokens + max(more, 0) * overhead <= context.receipt.budget:
-            return items, sections
-        return self._fit(items, context.receipt.budget), sections
-
-    def _sections_of(self, context: Context) -> list[TResponseInputItem]:
+    def _pairs(self, context: Context) -> list[_Pair]:
+        """All items of a context; the sections among them are known again from now on."""
         marked = [pair for message in context.messages for pair in dump_marked(message)]
-        sections = [cast("TResponseInputItem", item) for item, inserted in marked if inserted]
-        for item in sections:
-            self._handed_out[_fingerprint(item)] = None
-            self._handed_out.move_to_end(_fingerprint(item))
+        pairs = [(cast("TResponseInputItem", item), is_section) for item, is_section in marked]
+        for item, is_section in pairs:
+            if is_section and (fingerprint := _fingerprint(item)) is not None:
+                self._handed_out[fingerprint] = None
+                self._handed_out.move_to_end(fingerprint)
         while len(self._handed_out) > _SECTIONS:
             self._handed_out.popitem(last=False)
-        return sections
+        return pairs
 
-    def _is_section(self, item: Any) -> bool:
+    def _is_section(self, item: object) -> bool:
         return isinstance(item, Mapping) and _fingerprint(item) in self._handed_out
 
-    @staticmethod
-    def _without_calls(items: list[TResponseInputItem]) -> list[TResponseInputItem]:
-        return [item for item in items if _role(item) == "user"]
-
-    def _fit(self, items: list[TResponseInputItem], budget: int) -> list[TResponseInputItem]:
+    def _fit(self, pairs: list[_Pair], budget: int) -> list[_Pair]:
         """The items without the oldest steps, where they cost more than the messages that they come from.
 
         A provider counts something for each item; the engine counts it once for all items of one response.
         """
+        items = [item for item, _ in pairs]
         count = self.memory._session.core.counter.message
         costs = [sum(map(count, from_openai_responses([item]))) for item in items]
         excess = sum(costs) - budget
-        steps = [step for step in _steps(items) if excess > 0 and not self._stays(items, step)]
-        request = max((at for at, item in enumerate(items) if _role(item) == "user"), default=-1)
+        if excess <= 0:
+            return pairs
+        fixed = {at for at, (item, is_section) in enumerate(pairs) if is_section or _role(item) in ("system", "developer")}
+        request = max((at for at, item in enumerate(items) if _role(item) == "user" and at not in fixed), default=-1)
+        started = False
         gone: set[int] = set()
-        for step in steps[:-1]:
-            started = any(_role(items[at]) == "user" and at not in gone for at in range(step.start))
-            if request not in step and (excess > 0 or not (started or _role(items[step.start]) == "user")):
+        for step in [step for step in _steps(items) if step.start not in fixed][:-1]:
+            begins = _role(items[step.start]) == "user"
+            if request not in step and (excess > 0 or not (started or begins)):
                 gone.update(step)
-                excess -= sum(costs[at] for at in step)
-        return [item for at, item in enumerate(items) if at not in gone]
-
-    def _stays(self, items: list[TResponseInputItem], step: range) -> bool:
-        return _role(items[step.start]) in ("system", "developer") or self._is_section(items[step.start])
+                excess -= sum(costs[step.start : step.stop])
+            else:
+                started = started or begins
+        return [pair for at, pair in enumerate(pairs) if at not in gone]
 
 
 def _role(item: object) -> str | None:
@@ -213,20 +214,25 @@ def _plain(item: object) -> Mapping[str, Any]:
     return cast("Mapping[str, Any]", item)
 
 
-def _copies(message: ChatMessage, items: list[_Item]) -> list[ChatMessage]:
-    """The message with these of its items only, as a message that stands for it from now on."""
-    changes = {"id": f"{message.id}:{len(items)}"[-512:], "created_at": message.created_at}
-    return [
-        copy.model_copy(update={**changes, "metadata": {**copy.metadata, _REPLACES: message.id}})
-        for copy in from_openai_responses(items)
+def _kept(message: ChatMessage) -> Mapping[str, Any]:
+    return cast("Mapping[str, Any]", message.metadata.get(KEPT) or {})
+
+
+def _copies(message: ChatMessage, items: Sequence[Mapping[str, Any]]) -> list[ChatMessage]:
+    """The message with these of its items only, as messages that stand for it from now on."""
+    copies = []
+    for number, copy in enumerate(from_openai_responses(items)):
+        metadata = {**message.metadata, KEPT: {**_kept(copy), _REPLACES: message.id}}
+        changes = {"id": f"{message.id}:{len(items)}:{number}"[-512:], "created_at": message.created_at, "metadata": metadata}
+        copies.append(copy.model_copy(update=changes))
+    return copies
+
+
+def _fingerprint(item: Mapping[str, Any]) -> str | None:
+    """Equal for messages with the same role and texts, whatever form their content has; None where there is no text."""
+    role, content = item.get("role"), item.get("content")
+    parts = [content] if isinstance(content, str) else content if isinstance(content, list) else []
+    texts = [
+        part if isinstance(part, str) else str(part.get("text")) for part in parts if isinstance(part, str) or "text" in part
     ]
-
-
-def _fingerprint(item: Any) -> str:
-    """Equal for items that say the same: a message's role and texts, whatever form its content has, else everything."""
-    content = item.get("content")
-    if item.get("role") and isinstance(content, str):
-        return json.dumps([item["role"], content])
-    if item.get("role") and isinstance(content, list) and all(isinstance(part, Mapping) and "text" in part for part in content):
-        return json.dumps([item["role"], "\n".join([str(part["text"]) for part in content])])
-    return json.dumps(item, sort_keys=True, default=str)
+    return json.dumps([role, len(parts), "\n".join(texts)]) if role and texts else None

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import UnionType
 from typing import Any, Literal, Required, Union, get_args, get_origin
 
 import pytest
@@ -41,7 +42,7 @@ from openai.types.responses.response_input_item_param import ResponseInputItemPa
 from openai.types.responses.response_reasoning_item import Summary
 from typing_extensions import get_type_hints, is_typeddict
 
-from memory_engine import ChatMessage, Memory, MemoryEngine
+from memory_engine import BaseMemoryBlock, ChatMessage, Memory, MemoryEngine
 from memory_engine.blocks import StaticMemoryBlock, VectorMemoryBlock
 from memory_engine.errors import InvalidMessageError
 from memory_engine.formats.openai_responses import call_id_of, from_openai_responses, is_output, to_openai_responses
@@ -82,8 +83,8 @@ def seen(items: Iterable[Any]) -> list[ChatMessage]:
             block = ToolCallBlock(id=item["call_id"], name=item["name"], arguments=item["arguments"])
             messages.append(ChatMessage(role="assistant", blocks=[block]))
         elif item.get("type") == "function_call_output":
-            block = ToolResultBlock(tool_call_id=item["call_id"], content=str(item["output"]))
-            messages.append(ChatMessage(role="tool", blocks=[block]))
+            result = ToolResultBlock(tool_call_id=item["call_id"], content=str(item["output"]))
+            messages.append(ChatMessage(role="tool", blocks=[result]))
         elif item.get("type") == "reasoning":
             continue
         else:
@@ -146,6 +147,10 @@ async def memory(tmp_path: Path) -> AsyncIterator[Memory]:
         yield memory
 
 
+def session_on(memory: Memory, **settings_: Any) -> Any:
+    return OpenAIAgentsSession(memory, **settings_)
+
+
 async def stored_items(memory: Memory) -> list[Item]:
     return to_openai_responses(await memory.get_all())
 
@@ -160,15 +165,17 @@ def texts(items: Iterable[Item], role: str) -> list[str]:
 async def converse(uri: str, turns: range, *, streamed: bool, callback: bool) -> None:
     """These turns of the shared conversation, in an engine and with objects of the SDK of their own."""
     script = scenario.Script()
+    last = None
     async with scenario.engine_at(uri) as engine:
-        session = OpenAIAgentsSession(engine.session("chat"))
+        session = session_on(engine.session("chat"))
         agent = agent_with(scripted(script), weather, add)
         config = session.run_config() if callback else RunConfig()
         for turn in turns:
             result = await ask(agent, scenario.user_text(turn), session, streamed=streamed, run_config=config)
             await session.memory.drain(timeout=20)
+            last = result.final_output
         if turns[-1] == scenario.TURNS - 1:
-            assert result.final_output == f"It is {scenario.CODE_WORD}."
+            assert last == f"It is {scenario.CODE_WORD}."
             await scenario.check_history(session.memory)
             archived = await session.memory.get_all(archived=True)
             assert scenario.CODE_WORD in archived[0].content  # what answered came through the block
@@ -202,7 +209,7 @@ async def test_conversation_goes_on_in_another_process(tmp_path: Path) -> None:
 
 
 async def test_three_runs_at_once(memory: Memory) -> None:
-    session = OpenAIAgentsSession(memory)
+    session = session_on(memory)
 
     async def one(number: int) -> None:
         calls = [call("weather", {"town": f"{number}"}, f"c{number}"), call("add", {"first": 1, "second": 2}, f"d{number}")]
@@ -226,16 +233,16 @@ async def test_three_runs_at_once(memory: Memory) -> None:
 @pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize("failing", ["model", "model after tools", "tool"])
 async def test_a_run_that_failed_is_gone_on_with(memory: Memory, failing: str, streamed: bool) -> None:
-    session = OpenAIAgentsSession(memory)
+    session = session_on(memory)
     await ask(agent_with(ScriptedModel([[said("Hello.")]])), "Hi.", session)
     calls = [reasoning("rs_1"), call("weather", {"town": "Rome"}, "c1")]
-    steps: list[Any] = {
+    failures: dict[str, list[Any]] = {
         "model": [RuntimeError("no connection")],
         "model after tools": [calls, RuntimeError("no connection")],
         "tool": [[*calls, call("broken", {}, "c2")]],
-    }[failing]
+    }
     with pytest.raises(Exception, match=r"no connection|broken"):
-        await ask(agent_with(ScriptedModel(steps), weather, broken), "How warm is it?", session, streamed=streamed)
+        await ask(agent_with(ScriptedModel(failures[failing]), weather, broken), "How warm is it?", session, streamed=streamed)
     assert scenario.problems_of(seen(await session.get_items()), 30_000) == []
     model = ScriptedModel([[said("Warm.")]])
     await ask(agent_with(model, weather, broken), [], session, streamed=streamed)
@@ -250,8 +257,10 @@ async def test_a_run_that_failed_is_gone_on_with(memory: Memory, failing: str, s
 
 @pytest.mark.parametrize("streamed", [False, True])
 async def test_the_same_input_again_after_a_failure_is_one_message(memory: Memory, streamed: bool) -> None:
-    session = OpenAIAgentsSession(memory)
-    for step in (RuntimeError("no connection"), [said("Warm.")], [said("Still warm.")]):
+    session = session_on(memory)
+    steps: list[Any] = [RuntimeError("no connection"), [said("Warm.")], [said("Still warm.")]]
+    model = ScriptedModel()
+    for step in steps:
         model = ScriptedModel([step])
         try:
             await ask(agent_with(model), "How warm?", session, streamed=streamed, run_config=session.run_config())
@@ -272,7 +281,7 @@ async def test_guardrails(memory: Memory, streamed: bool) -> None:
     async def no_swearing(context: Any, agent: Any, output: Any) -> GuardrailFunctionOutput:
         return GuardrailFunctionOutput(output_info=None, tripwire_triggered="damn" in output)
 
-    session = OpenAIAgentsSession(memory)
+    session = session_on(memory)
 
     def guarded(*steps: Any) -> Agent[Any]:
         return agent_with(ScriptedModel(steps), input_guardrails=[no_secrets], output_guardrails=[no_swearing])
@@ -292,7 +301,7 @@ async def test_guardrails(memory: Memory, streamed: bool) -> None:
 
 @pytest.mark.parametrize("streamed", [False, True])
 async def test_a_call_that_waits_for_approval(memory: Memory, streamed: bool) -> None:
-    session = OpenAIAgentsSession(memory)
+    session = session_on(memory)
     agent = agent_with(ScriptedModel([[reasoning("rs_1"), call("launch", {}, "c1")], [said("Launched.")]]), launch)
     result = await ask(agent, "Launch it.", session, streamed=streamed)
     # Stored, but not shown as long as nobody answered.
@@ -331,7 +340,7 @@ async def test_an_append_that_failed_is_made_up_for(memory: Memory) -> None:
 
 
 async def test_handoffs_and_hosted_tools(memory: Memory) -> None:
-    session = OpenAIAgentsSession(memory)
+    session = session_on(memory)
     search = ResponseFunctionWebSearch(
         id="ws_1", type="web_search_call", status="completed", action=ActionSearch(type="search", query="weather in Rome")
     )
@@ -348,8 +357,9 @@ async def test_handoffs_and_hosted_tools(memory: Memory) -> None:
 
 
 async def test_session_is_one(memory: Memory) -> None:
-    session = OpenAIAgentsSession(memory)
-    assert isinstance(session, Session)
+    session = session_on(memory)
+    is_session: bool = isinstance(session, Session)
+    assert is_session
     assert session.session_id == "chat"
     assert await session.get_items() == []
     assert await session.pop_item() is None
@@ -364,7 +374,7 @@ async def test_session_is_one(memory: Memory) -> None:
 
 
 async def test_limit(memory: Memory) -> None:
-    session = OpenAIAgentsSession(memory)
+    session = session_on(memory)
     items: list[Any] = [
         {"role": "user", "content": "One?"},
         *({"type": "function_call", "call_id": c, "name": "f", "arguments": "{}"} for c in ("a", "b")),
@@ -376,14 +386,14 @@ async def test_limit(memory: Memory) -> None:
     assert [await session.get_items(limit) for limit in (0, 1, 2, 6, 99)] == [[], items[5:], items[5:], items, items]
     assert await session.get_items(3) == items[5:]
     assert await session.get_items(4) == [items[2], *items[4:]]  # without the output of the call beyond
-    limited = OpenAIAgentsSession(memory, session_settings=SessionSettings(limit=1))
+    limited = session_on(memory, session_settings=SessionSettings(limit=1))
     assert await limited.get_items() == items[5:]
 
 
 async def test_sections_and_limits_of_the_session() -> None:
     block = StaticMemoryBlock(name="rules", static_content="Be brief.")
     async with Memory.from_defaults("chat", memory_blocks=[block]) as memory:
-        session = OpenAIAgentsSession(memory, session_settings=SessionSettings(limit=2))
+        session = session_on(memory, session_settings=SessionSettings(limit=2))
         items: list[Any] = [{"role": role, "content": f"{n}"} for n in range(4) for role in ("user", "assistant")]
         await session.add_items(items)
         section, *rest = await session.get_items()
@@ -397,7 +407,7 @@ async def test_sections_and_limits_of_the_session() -> None:
 async def test_sections_are_not_stored_when_they_come_back(method: str) -> None:
     block = StaticMemoryBlock(name="rules", static_content="Be brief.")
     async with Memory.from_defaults("chat", memory_blocks=[block], insert_method=method) as memory:
-        session = OpenAIAgentsSession(memory)
+        session = session_on(memory)
         said_by_user: Any = {"role": "user", "content": "Hi."}
         system: Any = {"type": "message", "role": "system", "content": [{"type": "input_text", "text": "You are a poet."}]}
         await session.add_items([system, said_by_user])
@@ -422,10 +432,33 @@ async def test_sections_are_not_stored_when_they_come_back(method: str) -> None:
         assert "Be brief." not in json.dumps(await stored_items(memory))
 
 
+class Remembering(BaseMemoryBlock[list[ChatMessage]]):
+    """Brings back what was said as messages."""
+
+    name: str = "said"
+
+    async def _aget(self, messages: Sequence[ChatMessage] | None = None, **block_kwargs: Any) -> list[ChatMessage]:
+        return [ChatMessage(role="user", content="Yes."), ChatMessage(role="assistant", content="Fine.")]
+
+    async def _aput(self, messages: Sequence[ChatMessage]) -> None:
+        pass
+
+
+async def test_what_is_said_again_is_stored_again() -> None:
+    """Also when memory has just brought back a message that says the same."""
+    async with Memory.from_defaults("chat", memory_blocks=[Remembering()]) as memory:
+        session = session_on(memory)
+        for _ in range(2):
+            model = ScriptedModel([[said("Fine.")]])
+            await ask(agent_with(model), "Yes.", session, run_config=session.run_config())
+            assert texts(model.last_call.input, "user")[0] == "Yes."
+        assert [message.content for message in await memory.get_all()] == ["Yes.", "Fine."] * 2
+
+
 async def test_new_input_is_the_query() -> None:
     recall = VectorMemoryBlock(name="recall", priority=1)
     async with Memory.from_defaults("chat", token_limit=700, memory_blocks=[recall]) as memory:
-        session = OpenAIAgentsSession(memory)
+        session = session_on(memory)
         await session.add_items(
             [{"role": "user", "content": "My sister Olga keeps bees on the roof of the town hall in Graz."}]
         )
@@ -443,7 +476,7 @@ async def test_new_input_is_the_query() -> None:
 
 async def test_shortened_texts_come_from_the_blocks() -> None:
     async with Memory.from_defaults("chat", token_limit=300) as memory:
-        session = OpenAIAgentsSession(memory)
+        session = session_on(memory)
         hosted = {
             "type": "mcp_call",
             "id": "mcp_1",
@@ -464,7 +497,6 @@ async def test_shortened_texts_come_from_the_blocks() -> None:
         assert [item.get("type") for item in shown] == [None, "mcp_call", "message"]
         assert "tokens left out" in shown[1]["output"] and "tokens left out" in shown[2]["content"][0]["text"]
         assert {**shown[1], "output": ""} == {**hosted, "output": ""}
-        assert len(TokenCounter()._tokenizer_fn or "") == 0  # counted with the default
         assert TokenCounter().text(json.dumps(shown)) <= 400
         assert (await stored_items(memory))[1:] == [hosted, message]
         assert await session.pop_item() == message
@@ -487,9 +519,10 @@ _json = st.recursive(
 )
 
 
-def values_of(hint: Any) -> st.SearchStrategy[Any]:
+def values_of(hint: Any) -> st.SearchStrategy[Any]:  # noqa: PLR0911
     """JSON values of a type of the SDK's parameters."""
-    origin, arguments = get_origin(hint), get_args(hint)
+    origin: Any = get_origin(hint)
+    arguments = get_args(hint)
     if is_typeddict(hint):
         # What is required is known only after the annotations, which are texts there, were evaluated.
         marked = get_type_hints(hint, include_extras=True)
@@ -498,7 +531,7 @@ def values_of(hint: Any) -> st.SearchStrategy[Any]:
         return st.fixed_dictionaries(required, optional=fields)
     if origin is Literal:
         return st.sampled_from(arguments)
-    if origin is Union or str(origin) == "<class 'types.UnionType'>":
+    if origin in (Union, UnionType):
         return st.one_of([values_of(argument) for argument in arguments])
     if origin is dict:
         return st.dictionaries(_words, values_of(arguments[1]), max_size=2)
@@ -557,7 +590,7 @@ async def test_items_are_popped_exactly(soak: bool) -> None:
         loop = asyncio.get_running_loop()
 
         async def check(items: list[Item], other: list[Item]) -> None:
-            session = OpenAIAgentsSession(engine.session(f"s{next(numbers)}"))
+            session = session_on(engine.session(f"s{next(numbers)}"))
             await session.add_items(items)
             popped = await session.pop_item()
             assert popped == (items[-1] if items else None)
@@ -600,7 +633,7 @@ async def test_what_is_read_fits_and_is_whole(soak: bool) -> None:
         loop = asyncio.get_running_loop()
 
         async def check(said_: list[list[Item]], limit: int) -> None:
-            session = OpenAIAgentsSession(engine.session(f"s{next(numbers)}"))
+            session = session_on(engine.session(f"s{next(numbers)}"))
             everything: list[Item] = []
             for turn in said_:
                 await session.add_items(turn)

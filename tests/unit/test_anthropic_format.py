@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any, get_args
 
 import pytest
@@ -47,7 +48,7 @@ def check_request(system: Iterable[Json], messages: list[Json], *, first: str | 
         assert block["text"].strip()
         marks += "cache_control" in block
     roles = [message["role"] for message in messages]
-    assert all(one != two for one, two in zip(roles, roles[1:], strict=False)), roles
+    assert all(one != two for one, two in pairwise(roles)), roles
     assert first is None or roles[:1] == [first]
     for message in messages:
         ANY_MESSAGE.validate_python(message)
@@ -451,7 +452,9 @@ def conversations(draw: st.DrawFn) -> list[Json]:
         ids = [f"toolu_{next(numbers)}" for _ in range(draw(st.integers(0, 2)))]
         said += [{"type": "tool_use", "id": id_, "name": "f", "input": draw(_inputs), **draw(_mark)} for id_ in ids]
         messages.append({"role": "assistant", "content": draw(_text) if not ids and draw(st.booleans()) else said})
-        contents = st.just({}) | one_of_dicts({"content": _text}, {"content": st.lists(parts, max_size=2)}, {"is_error": False})
+        contents: st.SearchStrategy[Json] = st.just({}) | one_of_dicts(
+            {"content": _text}, {"content": st.lists(parts, max_size=2)}, {"is_error": False}
+        )
         answers = [{"type": "tool_result", "tool_use_id": id_, **draw(contents)} for id_ in ids]
     return messages
 
