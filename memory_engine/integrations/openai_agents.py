@@ -82,7 +82,10 @@ class OpenAIAgentsSession:
         configured = settings.limit if settings is not None else None
         limit = configured if limit is None else limit
         context = await self.memory.context()
-        pairs = self._fit(self._pairs(context), context.receipt.budget)
+        pairs = self._pairs(context)
+        overhead = self.memory._session.core.counter.message(ChatMessage(role="user"))
+        if context.receipt.tokens + overhead * (len(pairs) - len(context.messages)) > context.receipt.budget:
+            pairs = self._fit(pairs, context.receipt.budget)
         items = [item for item, _ in pairs]
         if limit is None or limit >= len(items):
             return items
@@ -231,8 +234,7 @@ def _copies(message: ChatMessage, items: Sequence[Mapping[str, Any]]) -> list[Ch
 def _fingerprint(item: Mapping[str, Any]) -> str | None:
     """Equal for messages with the same role and texts, whatever form their content has; None where there is no text."""
     role, content = item.get("role"), item.get("content")
-    parts = [content] if isinstance(content, str) else content if isinstance(content, list) else []
-    texts = [
-        part if isinstance(part, str) else str(part.get("text")) for part in parts if isinstance(part, str) or "text" in part
-    ]
-    return json.dumps([role, len(parts), "\n".join(texts)]) if role and texts else None
+    parts = [{"text": content}] if isinstance(content, str) else content if isinstance(content, list) else []
+    texts = [part.get("text") for part in parts if isinstance(part, Mapping)]
+    known = [text for text in texts if isinstance(text, str)]
+    return json.dumps([role, len(parts), "\n".join(known)]) if role and known else None

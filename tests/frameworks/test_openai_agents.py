@@ -188,6 +188,7 @@ async def test_conversation_over_a_restart(tmp_path: Path) -> None:
     await converse(uri, range(scenario.RESTART, scenario.TURNS), streamed=True, callback=True)
 
 
+@pytest.mark.soak  # importing the SDK once more takes longer than all the rest
 async def test_conversation_goes_on_in_another_process(tmp_path: Path) -> None:
     uri = f"sqlite+aiosqlite:///{tmp_path / 'memory.db'}"
     await converse(uri, range(scenario.RESTART), streamed=False, callback=False)
@@ -521,13 +522,14 @@ _json = st.recursive(
 
 def values_of(hint: Any) -> st.SearchStrategy[Any]:  # noqa: PLR0911
     """JSON values of a type of the SDK's parameters."""
-    origin: Any = get_origin(hint)
+    origin_of: Any = get_origin
+    origin = origin_of(hint)
     arguments = get_args(hint)
     if is_typeddict(hint):
         # What is required is known only after the annotations, which are texts there, were evaluated.
         marked = get_type_hints(hint, include_extras=True)
         fields = {key: values_of(value) for key, value in get_type_hints(hint).items()}
-        required = {key: fields.pop(key) for key in list(fields) if get_origin(marked[key]) is Required}
+        required = {key: fields.pop(key) for key in list(fields) if origin_of(marked[key]) is Required}
         return st.fixed_dictionaries(required, optional=fields)
     if origin is Literal:
         return st.sampled_from(arguments)
@@ -606,6 +608,24 @@ async def test_items_are_popped_exactly(soak: bool) -> None:
             asyncio.run_coroutine_threadsafe(check(items, other), loop).result()
 
         await asyncio.to_thread(run)
+
+
+async def test_a_pop_that_was_interrupted(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = session_on(memory)
+    items = [{"type": "hologram_call", "id": f"{number}"} for number in range(3)]
+    await session.add_items(items)
+    assert len(await memory.get_all()) == 1
+    with monkeypatch.context() as patch:
+
+        async def lost(ids: Any) -> int:
+            raise OSError("the connection is lost")
+
+        patch.setattr(memory, "delete", lost)
+        with pytest.raises(OSError, match="connection"):
+            await session.pop_item()
+    # The next one ends it: nothing is there twice.
+    assert [await session.pop_item() for _ in range(3)] == [items[1], items[0], None]
+    assert await memory.get_all() == []
 
 
 turns = st.builds(
