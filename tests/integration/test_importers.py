@@ -49,8 +49,8 @@ from llama_index.core.base.llms.types import ImageBlock, TextBlock, ThinkingBloc
 from llama_index.core.storage.chat_store import SimpleChatStore
 from llama_index.core.storage.chat_store.sql import SQLAlchemyChatStore
 
-LONG = 620
-"""Messages of the longest session: more than a batch, and not a whole number of them."""
+LONG = 120
+"""Messages of the longest session: more than two of `pages`, and not a whole number of them."""
 
 Kind = str
 Check = tuple[str, str, tuple[str, ...], tuple[str, ...]]
@@ -94,7 +94,7 @@ def llama(check: Check) -> LlamaMessage:
     return LlamaMessage(role=role, blocks=made or [TextBlock(text=content)], additional_kwargs=kwargs)
 
 
-def openai_items(check: Check) -> list[dict[str, Any]]:
+def openai_items(check: Check) -> list[Any]:
     role, content, calls, answers = check
     if answers:
         return [{"type": "function_call_output", "call_id": answers[0], "output": content}]
@@ -131,10 +131,10 @@ def make_langchain_sql(folder: Path) -> Made:
     path = folder / "chat history.db"
     # The turns of all sessions in turns, as applications write them.
     histories = {name: SQLChatMessageHistory(name, connection=f"sqlite:///{path}") for name in SESSIONS}
-    for start in range(0, LONG, 100):
+    for start in range(0, LONG, 40):
         for name, checks in SESSIONS.items():
-            if checks[start : start + 100]:
-                histories[name].add_messages([langchain(check) for check in checks[start : start + 100]])
+            if checks[start : start + 40]:
+                histories[name].add_messages([langchain(check) for check in checks[start : start + 40]])
     for history in histories.values():
         history.session_maker.remove()
         history.engine.dispose()
@@ -160,11 +160,11 @@ def make_llama_index(folder: Path) -> Made:
 
     async def write() -> None:
         store = await llama_store(path)
-        for start in range(0, LONG, 100):
+        for start in range(0, LONG, 40):
             for name, checks in SESSIONS.items():
-                if checks[start : start + 100]:
-                    await store.add_messages(name, [llama(check) for check in checks[start : start + 100]])
-        await store.archive_oldest_messages("long", 100)
+                if checks[start : start + 40]:
+                    await store.add_messages(name, [llama(check) for check in checks[start : start + 40]])
+        await store.archive_oldest_messages("long", 60)
         await store._async_engine.dispose()
 
     asyncio.run(write())
@@ -225,7 +225,7 @@ class RecordingRedis(fakeredis.FakeAsyncRedis):
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
         self.commands.append(args[0])
-        return await super().execute_command(*args, **options)
+        return await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
 
 
 @pytest.fixture
@@ -281,6 +281,13 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Path],
 
 
 Maker = Callable[[str, Path], Made]
+
+
+@pytest.fixture(autouse=True)
+def pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything is read and written in pages; here in small ones."""
+    for name in ("run._BATCH", "compare._PAGE", "sql._PAGE", "langchain_redis._PAGE", "langchain_file._PAGE"):
+        monkeypatch.setattr(f"memory_engine.importers.{name}", 50)
 
 
 @pytest.fixture(params=[*MAKERS, "langchain-redis"])
@@ -368,6 +375,29 @@ def test_what_was_interrupted_goes_on(made: Made, ours: str, monkeypatch: pytest
     assert_there(ours, made)
 
 
+def test_what_was_killed_goes_on(tmp_path: Path, made_once: Maker, ours: str) -> None:
+    made = made_once("langchain-sql", tmp_path)
+    code = f"""
+import os, signal
+from memory_engine import Memory
+from memory_engine.__main__ import main
+import memory_engine.importers.run as run
+run._BATCH, real, calls = 50, Memory.put_messages, []
+
+async def put_messages(self, messages):
+    calls.append(await real(self, messages))
+    if len(calls) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Memory.put_messages = put_messages
+main(["import", "--from", {made.kind!r}, {made.uri!r}, "--to", {ours!r}, "--apply"])
+"""
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60).returncode == -9
+    assert len(stored(ours, "long")) == 100
+    assert run(made, "--to", ours, "--apply") == 0
+    assert_there(ours, made)
+
+
 def test_what_comes_later_is_added(made: Made, ours: str, tmp_path: Path) -> None:
     if made.kind != "langchain-sql":
         assert run(made, "--to", ours, "--apply", "--only", "short") == 0
@@ -421,9 +451,9 @@ def test_llama_index_is_read_in_its_own_order_and_by_status(
 
     assert run(made, "--to", ours, "--apply") == 0
     assert [message.content for message in stored(ours, "short")] == asyncio.run(theirs()) != [c[1] for c in SESSIONS["short"]]
-    assert f"{LONG - 100 + 15} active, 100 archived" in capsys.readouterr().out
+    assert f"{LONG - 60 + 15} active, 60 archived" in capsys.readouterr().out
     assert run(made, "--to", ours, "--apply", "--status", "archived", "--session-prefix", "old/") == 0
-    assert [check_of(m) for m in stored(ours, "old/long")] == SESSIONS["long"][:100]
+    assert [check_of(m) for m in stored(ours, "old/long")] == SESSIONS["long"][:60]
 
 
 def test_redis_is_only_asked_to_list(redis_server: fakeredis.FakeServer, ours: str) -> None:
@@ -493,9 +523,10 @@ def test_langchain_keeps_what_has_no_field_here(tmp_path: Path, ours: str) -> No
     history.add_messages(
         [
             SystemMessage("Be brief."),
-            HumanMessage([{"type": "text", "text": "Look"}, 
+            HumanMessage([{"type": "text", "text": "Look"},
                           {"type": "image_url", "image_url": {"url": "data:image/png;base64,aGk="}}]),
-            AIMessage([{"type": "thinking", "thinking": "Hm", "signature": "s"}, {"type": "text", "text": "I see."}], id="run-1"),
+            AIMessage([{"type": "thinking", "thinking": "Hm", "signature": "s"}, {"type": "text", "text": "I see."}],
+                      id="run-1"),
             AIMessage("", additional_kwargs={"function_call": {"name": "look", "arguments": "{}"}}),
             ToolMessage("it broke", tool_call_id="", status="error"),
         ]
@@ -628,7 +659,7 @@ def test_a_difference_fails_the_verification(
                 connection.commit()
             return done
 
-        memory.put_messages = put_then_change
+        monkeypatch.setattr(memory, "put_messages", put_then_change)
         return memory
 
     monkeypatch.setattr(MemoryEngine, "session", tampering)
@@ -743,10 +774,10 @@ class Heard(BaseMemoryBlock[str]):
 @pytest.mark.parametrize("arguments", [(), ("--flush",)])
 def test_blocks_that_come_later_learn_from_it(tmp_path: Path, made_once: Maker, ours: str, arguments: tuple[str, ...]) -> None:
     made = made_once("langchain-sql", tmp_path)
-    assert run(made, "--to", ours, "--apply", "--token-limit", "2000", *arguments) == 0
+    assert run(made, "--to", ours, "--apply", "--token-limit", "1000", *arguments) == 0
 
     async def learn() -> None:
-        settings = {"token_limit": 2000, "memory_blocks": [Heard()]}
+        settings = {"token_limit": 1000, "memory_blocks": [Heard()]}
         async with Memory.from_defaults("long", async_database_uri=ours, **settings) as memory:
             await memory.drain(60)
             archived = [message.content for message in await memory.get_all(archived=True)]
@@ -812,7 +843,8 @@ async def test_a_postgresql_source_is_read_in_a_read_only_transaction(postgres_u
         await connection.execute(text("SET TIME ZONE 'Asia/Tokyo'"))
         await connection.execute(
             text(
-                "CREATE TABLE agent_messages (id SERIAL PRIMARY KEY, session_id VARCHAR, message_data TEXT, created_at TIMESTAMP)"
+                "CREATE TABLE agent_messages "
+                "(id SERIAL PRIMARY KEY, session_id VARCHAR, message_data TEXT, created_at TIMESTAMP)"
             )
         )
         for check in one_call_each(conversation(20)):
