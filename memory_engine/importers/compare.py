@@ -46,8 +46,10 @@ class Digest:
         return self._hash.hexdigest()
 
 
-async def compare(memory: Memory, source: Source, session: SourceSession, *, unpin: bool = False) -> Comparison:
-    """Read the source and the stored session side by side, both in pages."""
+async def compare(
+    memory: Memory, source: Source, session: SourceSession, *, unpin: bool = False, whole: bool = True
+) -> Comparison:
+    """Read the source and the stored session side by side, both in pages; unless `whole` only to the first difference."""
     stored = _stored(memory)
     digest = Digest()
     expected = found = others = others_after = 0
@@ -57,8 +59,10 @@ async def compare(memory: Memory, source: Source, session: SourceSession, *, unp
             continue
         message = prepared(source, session, item, unpin=unpin)
         expected += 1
-        if difference:
+        if difference and whole:
             continue
+        if difference:
+            break
         async for row in stored:
             if row.message_id == message.id:
                 others, others_after = others + others_after, 0
@@ -106,8 +110,6 @@ def prepared(source: Source, session: SourceSession, item: Item, *, unpin: bool)
         message = message.model_copy(update={"metadata": {**message.metadata, "pinned": False}})
     name = _joined((source.kind, session.name, item.row))
     message_id = f"{source.kind}-{hashlib.sha256(name).hexdigest()[:32]}"
-    if item.created_at is None:
-        return message.model_copy(update={"id": message_id})
     return stored_as(message, message_id, item.created_at)
 
 

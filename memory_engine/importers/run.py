@@ -10,7 +10,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Literal
 
@@ -185,14 +185,14 @@ async def bring_over(
     """
     memory = engine.session(plan.session_id, user_id=plan.user_id, tenant=target.tenant)
     try:
-        before = await compare(memory, source, plan.source, unpin=target.unpin_system)
+        before = await compare(memory, source, plan.source, unpin=target.unpin_system, whole=False)
     except SessionOwnerError as error:
         return Outcome(plan, "refused", Comparison(plan.messages, 0), str(error))
     if before.conflict:
-        return Outcome(plan, "different", before, before.difference)
+        return Outcome(plan, "different", replace(before, expected=plan.messages), before.difference)
     state: State = "imported" if before.difference else "there already"
     if before.difference and before.others_after and not append:
-        return Outcome(plan, "refused", before, _OCCUPIED.format(before.others_after))
+        return Outcome(plan, "refused", replace(before, expected=plan.messages), _OCCUPIED.format(before.others_after))
     if before.difference:
         async for batch in _batches(source, plan.source, target):
             await memory.put_messages(batch)

@@ -916,6 +916,7 @@ def peak_of(arguments: list[str]) -> int:
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(1_800)
 def test_memory_does_not_grow_with_the_history(tmp_path: Path) -> None:
     peaks: dict[str, list[int]] = {"langchain-sql": [], "langchain-file": []}
     for count in (2_000, 100_000):
