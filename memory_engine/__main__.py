@@ -1,4 +1,4 @@
-"""`python -m memory_engine`: maintenance of databases, and workers that deliver for agents in other processes."""
+"""`python -m memory_engine`: maintenance of databases, workers that deliver for agents in other processes, imports."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from memory_engine.errors import MemoryEngineError
+from memory_engine.importers.command import add_import
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,7 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m memory_engine", description="Maintenance and delivery of memories.")
+    parser = argparse.ArgumentParser(
+        prog="python -m memory_engine", description="Maintenance, delivery and import of memories."
+    )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     upgrade = commands.add_parser("upgrade", help="bring the tables of a database to the version this package needs")
     upgrade.add_argument("uri", metavar="URI", help="such as sqlite+aiosqlite:///memory.db")
@@ -34,6 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     worker.add_argument("--once", action="store_true", help="end when nothing is due any more, for a scheduler")
     worker.add_argument("--grace", type=float, default=30.0, metavar="SECONDS", help="for what runs when it is told to end")
     worker.set_defaults(run=_worker)
+    add_import(commands)
     return parser
 
 

@@ -312,7 +312,7 @@ def _restore(cls: type[_V], values: dict[str, Any]) -> _V:
     return value
 
 
-def stored_as(message: ChatMessage, message_id: str, created_at: datetime) -> ChatMessage:
+def stored_as(message: ChatMessage, message_id: str, created_at: datetime | None) -> ChatMessage:
     """The message with the id and time that it got when it was stored; both are trusted, nothing is validated again."""
     return _restore(ChatMessage, {**message.__dict__, "id": message_id, "created_at": created_at})
 
