@@ -1,0 +1,239 @@
+"""Where the memories of this process find their engines: by name, so that a serialized memory holds no connection.
+
+An engine of the application's own runs in the application's event loop. One that `from_defaults` opens runs in an event loop
+in a thread of its own, because such a memory is used from sync code, from one `asyncio.run` after the other, and never closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import threading
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeVar
+from uuid import uuid4
+
+from memory_engine import MemoryEngine
+from memory_engine.errors import ClosedError, ConfigurationError, WrongEventLoopError
+
+R = TypeVar("R")
+_AT_EXIT = 10.0
+"""Seconds that deliveries under way have when the interpreter exits; what is not done stays in the database."""
+
+
+class _LoopThread:
+    """An event loop in a daemon thread."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        threading.Thread(target=self.loop.run_forever, name="memory-engine-llama-index", daemon=True).start()
+
+    def submit(self, work: Callable[[], Awaitable[R]]) -> Future[R]:
+        async def run() -> R:
+            return await work()
+
+        return asyncio.run_coroutine_threadsafe(run(), self.loop)
+
+
+@dataclass(eq=False)
+class Connection:
+    """An engine under its name; `arguments` are those that `from_defaults` made it of, None for one of the application's."""
+
+    name: str
+    engine: MemoryEngine
+    thread: _LoopThread | None = None
+    arguments: Mapping[str, Any] | None = None
+    users: int = field(default=0)
+
+    @property
+    def closed(self) -> bool:
+        return self.engine._closed
+
+    async def call(self, work: Callable[[], Awaitable[R]]) -> R:
+        """Do it in the engine's event loop."""
+        if self.thread is None or asyncio.get_running_loop() is self.thread.loop:
+            return await work()
+        return await asyncio.wrap_future(self.thread.submit(work))
+
+    def wait(self, work: Callable[[], Awaitable[R]], method: str) -> R:
+        """Do it there and block until it is done.
+
+        :raises WrongEventLoopError: inside of a running event loop, which it would block, or none of the engine's runs.
+        """
+        with suppress(RuntimeError):
+            asyncio.get_running_loop()
+            raise WrongEventLoopError(
+                f"{method}() would block the event loop that is running here; write `await memory.a{method}(...)`."
+            )
+        if self.thread is not None:
+            return self.thread.submit(work).result()
+        loop = self.engine._loop
+        if loop is None or not loop.is_running():
+            raise WrongEventLoopError(
+                f"The event loop of the engine {self.name!r} is not running, so {method}() cannot be done; write "
+                f"`await memory.a{method}(...)` there, or let `Memory.from_defaults` open an engine with a loop of its own."
+            )
+
+        async def run() -> R:
+            return await work()
+
+        return asyncio.run_coroutine_threadsafe(run(), loop).result()
+
+
+_connections: dict[str, Connection] = {}
+_lock = threading.Lock()
+_thread: _LoopThread | None = None
+
+
+def register_engine(name: str, engine: MemoryEngine) -> None:
+    """Let memories find this engine under `name`, also those that come out of a serialized `Context`.
+
+    Call it when the application starts, in every process. The engine stays yours: you close it. A name that was given
+    before stands for the new engine from now on.
+
+    :raises ConfigurationError: the name is no text, or the engine no `MemoryEngine`.
+    """
+    if not isinstance(name, str) or not name or not isinstance(engine, MemoryEngine):
+        raise ConfigurationError("register_engine takes a name and a MemoryEngine.")
+    with _lock:
+        _connections[name] = Connection(name, engine)
+
+
+def name_of(engine: MemoryEngine) -> str:
+    """The name of an engine; one that has none gets one that is good for this process."""
+    with _lock:
+        for name, connection in _connections.items():
+            if connection.engine is engine:
+                return name
+        name = f"engine-{uuid4()}"
+        _connections[name] = Connection(name, engine)
+        return name
+
+
+def find(name: str) -> Connection | None:
+    """What is registered under that name and not closed."""
+    connection = _connections.get(name)
+    if connection is not None and connection.closed and connection.arguments is not None:
+        return None
+    return connection
+
+
+def open_engine(arguments: Mapping[str, Any], name: str | None = None) -> Connection:
+    """A connection for these arguments of `MemoryEngine`: the one that is open for equal ones, or a new one.
+
+    :raises ConfigurationError: an argument is wrong, or the name stands for an engine with others.
+    """
+    in_memory = _is_in_memory(arguments)
+    with _lock:
+        base = name or _name(arguments)
+        known = _connections.get(base)
+        if known is not None and not known.closed:
+            if not in_memory and known.arguments is not None and _equal(known.arguments, arguments):
+                return known
+            if name is not None:
+                raise ConfigurationError(f"The name {name!r} stands for an engine with other arguments; choose another.")
+            base = f"{base}-{uuid4().hex[:8]}"
+        engine = MemoryEngine(**arguments)
+        # An engine on an AsyncEngine of the user's has to run where that one's connections are.
+        thread = None if arguments.get("async_engine") is not None else _own_thread()
+        connection = _connections[base] = Connection(base, engine, thread, dict(arguments))
+        return connection
+
+
+async def release(connection: Connection, timeout: float) -> None:
+    """One user less; the last one closes an engine that `from_defaults` opened."""
+    with _lock:
+        connection.users -= 1
+        if connection.users > 0:
+            return
+    await connection.call(partial(connection.engine.aclose, timeout=timeout))
+    with _lock:
+        if _connections.get(connection.name) is connection:
+            del _connections[connection.name]
+
+
+def lost(name: str, needs: Mapping[str, Any]) -> ConfigurationError:
+    """What to say when nothing has that name here."""
+    missing = f" It has {', '.join(needs)}, which no JSON can carry." if needs else ""
+    return ConfigurationError(
+        f"No engine is registered as {name!r} in this process.{missing} Before the memory is used, call "
+        f"register_engine({name!r}, engine), or Memory.from_defaults(...) with the arguments it was made with."
+    )
+
+
+def _own_thread() -> _LoopThread:
+    global _thread  # noqa: PLW0603 - one for the process
+    if _thread is None:
+        _thread = _LoopThread()
+        # Not atexit: then no thread can be started any more, and databases have theirs.
+        getattr(threading, "_register_atexit")(_close_all)  # noqa: B009
+    return _thread
+
+
+def _close_all() -> None:
+    for connection in list(_connections.values()):
+        if connection.thread is not None and not connection.closed:
+            with suppress(Exception):
+                connection.thread.submit(partial(connection.engine.aclose, timeout=_AT_EXIT)).result(2 * _AT_EXIT)
+
+
+def _is_in_memory(arguments: Mapping[str, Any]) -> bool:
+    uri = arguments.get("async_database_uri")
+    if arguments.get("async_engine") is not None or arguments.get("store") is not None:
+        return False
+    return uri is None or ":memory:" in str(uri) or str(uri).rstrip("/").endswith("aiosqlite:")
+
+
+def _name(arguments: Mapping[str, Any]) -> str:
+    """The same in every process for the same arguments, as far as they can be told; without secrets."""
+    if _is_in_memory(arguments):
+        return f"memory-{uuid4()}"
+    plain, needs = portable(arguments)
+    digest = hashlib.sha256(json.dumps([plain, needs], sort_keys=True).encode()).hexdigest()[:12]
+    return f"{plain.get('async_database_uri') or needs.get('async_database_uri') or 'engine'}#{digest}"
+
+
+def portable(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The arguments that JSON can carry and that hold no secret, and of the others a text each."""
+    plain: dict[str, Any] = {}
+    needs: dict[str, str] = {}
+    for name, value in sorted(arguments.items()):
+        if name == "async_database_uri":
+            masked, secret = _masked(str(value))
+            (needs if secret else plain)[name] = masked
+        elif name == "memory_blocks":
+            if value:
+                needs[name] = ", ".join(block.name for block in value)
+        elif isinstance(value, str | int | float | bool | None):
+            plain[name] = value
+        else:
+            needs[name] = type(value).__name__
+    return plain, needs
+
+
+def _masked(uri: str) -> tuple[str, bool]:
+    from sqlalchemy import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        url = make_url(uri)
+    except ArgumentError:
+        return "a database", True  # the engine refuses it a moment later, by name
+    # Drivers take passwords and keys as parameters too; few parameters are needed, so none is written down.
+    secret = url.password is not None or (bool(url.query) and not url.drivername.startswith("sqlite"))
+    return url.set(query={} if secret else url.query).render_as_string(hide_password=True), secret
+
+
+def _equal(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    try:
+        return bool(dict(one) == dict(other))
+    except Exception:  # noqa: BLE001 - comparing blocks runs their authors' code
+        return False
+
+
+__all__ = ["ClosedError", "Connection", "find", "lost", "name_of", "open_engine", "portable", "register_engine", "release"]
