@@ -15,12 +15,15 @@ from llama_index.core.schema import BaseComponent
 from pydantic import BaseModel, Field
 
 from memory_engine.block import BaseMemoryBlock
+from memory_engine.content import TextBlock
 from memory_engine.errors import BlockDefinitionError, BlockResultError, BlockStateError
 from memory_engine.integrations.llama_index.content import read_block, write_block
 from memory_engine.integrations.llama_index.messages import from_llama_index, to_llama_index
 from memory_engine.messages import ChatMessage
 
 _BASE = frozenset(TheirBlock.model_fields)
+_FACT = re.compile(r"<fact>(.*?)</fact>", re.DOTALL)
+_FACTS = re.compile(r"(?:<fact>(?:(?!<fact>).)*?</fact>\s*)+", re.DOTALL)
 _VALUES = (type(None), str, int, float, bytes, Enum)
 
 
@@ -55,10 +58,10 @@ class LlamaIndexBlock(BaseMemoryBlock[Any]):
     async def _aput(self, messages: Sequence[ChatMessage]) -> None:
         block = self._copy()
         before = _plain(block)
-        private = {name: copy.copy(value) for name, value in (block.__pydantic_private__ or {}).items()}
+        private = self.block.__pydantic_private__ or {}
         await block.aput(to_llama_index(messages), from_short_term_memory=True, session_id=self.context.session_id)
         for name, value in (block.__pydantic_private__ or {}).items():
-            if isinstance(value, (*_VALUES, list, dict, set)) and value != private.get(name):
+            if _is_plain(value) and value != private.get(name):
                 raise BlockStateError(f"The private attribute {name!r} of block {self.name!r} changed and would be lost.")
         self.state = self.state | {name: value for name, value in _plain(block).items() if before.get(name) != value}
 
@@ -75,6 +78,8 @@ class LlamaIndexBlock(BaseMemoryBlock[Any]):
         for name in _own_fields(block):
             value = getattr(block, name)
             block.__dict__[name] = copy.deepcopy(value) if _is_plain(value) else copy.copy(value) if _is_list(value) else value
+        private = block.__pydantic_private__ or {}
+        private.update({name: copy.deepcopy(value) for name, value in private.items() if _is_plain(value)})
         for name, value in self.state.items():
             if name in type(block).model_fields:
                 type(block).__pydantic_validator__.validate_assignment(block, name, value)
@@ -116,8 +121,11 @@ def _is_list(value: object) -> bool:
 
 
 def _ours(name: str, content: Any) -> Any:
-    if not content or isinstance(content, str):
-        return content or ""
+    if not content:
+        return ""
+    if isinstance(content, str):
+        # Inside of a text, tags of ours are made harmless; the facts of their block are items.
+        return [TextBlock(text=fact, tag="fact") for fact in _FACT.findall(content)] if _FACTS.fullmatch(content) else content
     if isinstance(content, list) and all(isinstance(item, TheirMessage) for item in content):
         return from_llama_index(content)
     if not isinstance(content, list):

@@ -66,7 +66,7 @@ def read_block(block: Any, blocks: list[Any]) -> Entry:
         return _read_nested(block, blocks)
     if type(block) in _MEDIA:
         return _read_media(block, blocks)
-    dumped = _dump(block)
+    dumped = dump(block)
     if isinstance(block, theirs.CachePoint):
         return {"kept": dumped}
     # A call that nobody made: text, for there must be no result.
@@ -74,12 +74,22 @@ def read_block(block: Any, blocks: list[Any]) -> Entry:
     return {"shown": dumped}
 
 
-def _dump(block: Any, **options: Any) -> dict[str, Any]:
+def dump(block: Any, **options: Any) -> dict[str, Any]:
+    """The JSON of a message or block of theirs; ValueError for numbers that JSON has not, which pydantic makes None of."""
+    _check_numbers(block.__dict__)
     return cast("dict[str, Any]", block.model_dump(mode="json", **options))
 
 
+def _check_numbers(value: Any) -> None:
+    if isinstance(value, float) and value - value != 0:
+        raise ValueError(f"{value} is no number that JSON has; use None or text")
+    if isinstance(value, dict | list | tuple):
+        for item in value.values() if isinstance(value, dict) else value:
+            _check_numbers(item)
+
+
 def _read_thinking(block: theirs.ThinkingBlock, blocks: list[Any]) -> Entry:
-    extra = {key: value for key, value in _dump(block, exclude={"block_type", "content"}).items() if value}
+    extra = {key: value for key, value in dump(block, exclude={"block_type", "content"}).items() if value}
     if block.num_tokens is not None:
         extra["num_tokens"] = block.num_tokens
     if block.content is None:
@@ -92,12 +102,12 @@ def _read_thinking(block: theirs.ThinkingBlock, blocks: list[Any]) -> Entry:
 def _read_nested(block: theirs.CitableBlock | theirs.CitationBlock, blocks: list[Any]) -> Entry:
     inner = block.nested_blocks_field_name()
     entries = [read_block(one, blocks) for one in block.nested_blocks]
-    return {"outer": _dump(block, exclude={inner}), "nested": entries}
+    return {"outer": dump(block, exclude={inner}), "nested": entries}
 
 
 def _read_media(block: Any, blocks: list[Any]) -> Entry:
     ours, payload, mime_field, names = _MEDIA[type(block)]
-    extra = {key: value for key, value in _dump(block, exclude={payload, "block_type"}).items() if value is not None}
+    extra = {key: value for key, value in dump(block, exclude={payload, "block_type"}).items() if value is not None}
     if isinstance(block.path, str):
         extra["path_is_text"] = True
     data = _base64(getattr(block, payload))

@@ -20,7 +20,7 @@ from pydantic_core import PydanticSerializationError
 
 from memory_engine.content import TextBlock, ToolCallBlock, ToolResultBlock
 from memory_engine.errors import InvalidMessageError
-from memory_engine.integrations.llama_index.content import Entry, is_id, read_block, thaw, write_block, write_kept
+from memory_engine.integrations.llama_index.content import Entry, dump, is_id, read_block, thaw, write_block, write_kept
 from memory_engine.messages import ChatMessage, invalid_message
 
 Theirs = theirs.ChatMessage
@@ -60,14 +60,14 @@ def _read(message: Theirs, unnamed: deque[str]) -> ChatMessage:
         return ChatMessage(**fields)
     except ValidationError as error:
         raise invalid_message(error) from error
-    except (PydanticSerializationError, TypeError) as error:
+    except (PydanticSerializationError, RecursionError, TypeError, ValueError) as error:
         raise InvalidMessageError(f"This message of LlamaIndex cannot be kept as JSON: {error}.") from error
 
 
 def _plain_kwargs(message: Theirs) -> dict[str, Any]:
     if not message.additional_kwargs:
         return {}
-    kwargs: dict[str, Any] = message.model_dump(mode="json", include={"additional_kwargs"})["additional_kwargs"]
+    kwargs: dict[str, Any] = dump(message, include={"additional_kwargs"})["additional_kwargs"]
     # Made into blocks when the message was constructed; as JSON, reading it again would fail in LlamaIndex.
     kwargs.pop("images", None)
     return kwargs
@@ -118,7 +118,7 @@ def _read_call(block: theirs.ToolCallBlock, blocks: list[Any], ids: list[str], u
     if not is_id(name):
         extra["tool_name"], name = name, "unknown"
     ids.append(str(call_id))
-    arguments = block.model_dump(mode="json", include={"tool_kwargs"})["tool_kwargs"]
+    arguments = dump(block, include={"tool_kwargs"})["tool_kwargs"]
     blocks.append(ToolCallBlock(id=call_id, name=name, arguments=arguments))
     return {"call": call_id} | ({"extra": extra} if extra else {})
 
