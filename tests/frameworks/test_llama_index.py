@@ -146,6 +146,7 @@ async def talk(uri: str, turns: range, state: str | None) -> str:
     """Some turns of the scenario, each a run of its own that continues the context of the one before; its state as JSON."""
     script = Script()
     agent = scripted(script)
+    answer: Any = None
     async with engine_at(uri) as engine:
         register_engine("travel", engine)
         ctx = Context(agent) if state is None else Context.from_dict(agent, json.loads(state))
@@ -163,8 +164,12 @@ async def talk(uri: str, turns: range, state: str | None) -> str:
         return json.dumps(ctx.to_dict())
 
 
-async def test_the_scenario_through_another_process(uri: str, tmp_path: Path) -> None:
+async def test_the_scenario_through_another_process(uri: str, tmp_path: Path, soak: bool) -> None:
     state = await talk(uri, range(RESTART), None)
+    if not soak:
+        # With nothing left of what was before but the state and the database; importing LlamaIndex takes five seconds.
+        await talk(uri, range(RESTART, TURNS), state)
+        return
     (tmp_path / "state.json").write_text(state)
     here = Path(__file__).parent
     code = (
@@ -179,6 +184,7 @@ async def test_the_scenario_through_another_process(uri: str, tmp_path: Path) ->
 async def test_the_scenario_with_a_memory_of_from_defaults(uri: str) -> None:
     script = Script()
     agent = scripted(script)
+    answer: Any = None
     arguments: dict[str, Any] = {
         "token_limit": TOKEN_LIMIT,
         "reserved_tokens": RESERVED,
@@ -247,7 +253,7 @@ async def test_chat_engines_remember(engine: MemoryEngine) -> None:
     assert str(await simple.achat("And now?")) == "I see 3."
     streamed = await simple.astream_chat("Slowly?")
     assert [part async for part in streamed.async_response_gen()] == ["I see 5."]
-    with pytest.raises(WrongEventLoopError, match="await memory.areset"):
+    with pytest.raises(WrongEventLoopError, match=r"await memory\.areset"):
         simple.reset()
     remembering = LlamaIndexMemory.from_memory(engine.session("context"))
     chat = CondensePlusContextChatEngine.from_defaults(Shelf(), llm=model, memory=remembering)
@@ -421,7 +427,7 @@ def test_one_import_line_is_all_that_changes(tmp_path: Path) -> None:
     outcomes = []
     for number, source in enumerate((SCRIPT, SCRIPT.replace(line, ours))):
         module: dict[str, Any] = {"__name__": f"script_{number}"}
-        exec(compile(source, "script", "exec"), module)  # noqa: S102
+        exec(compile(source, "script", "exec"), module)
         llm = llm_of(lambda messages: assistant(f"I see {len(messages)}, and you are Logan."))
         memory, seen = module["run"](llm, f"sqlite+aiosqlite:///{tmp_path}/{number}.db")
         assert isinstance(memory, (TheirMemory, LlamaIndexMemory)[number])
@@ -492,6 +498,7 @@ async def test_a_run_with_a_chat_history_keeps_the_archive(engine: MemoryEngine)
     memory = LlamaIndexMemory.from_memory(handle)
     await memory.aput_messages([user("Long ago."), assistant("Yes.")])
     await handle.flush(final=True)
+    await handle.drain()
     agent = agent_of(lambda messages: assistant(f"I see {len(messages)}."))
     await agent.run("Now?", chat_history=[user("Before."), assistant("Hm.")], memory=memory)
     expected = ["Long ago.", "Yes.", "Before.", "Hm.", "Now?", "I see 4."]
@@ -505,6 +512,7 @@ async def test_a_run_with_a_chat_history_keeps_the_archive(engine: MemoryEngine)
 async def test_statuses(memory: LlamaIndexMemory) -> None:
     await memory.aput_messages([user("old"), assistant("yes")])
     await memory.handle.flush(final=True)
+    await memory.handle.drain()
     await memory.aput(user("new"))
     assert texts(await memory.aget_all(status="archived")) == ["old", "yes"]
     assert texts(await memory.aget_all(status="active")) == ["new"]
@@ -971,7 +979,7 @@ async def test_their_own_blocks(uri: str) -> None:
         connection = engines.find(memory.engine)
         assert connection is not None
         await connection.call(lambda: memory.handle.flush(final=True))
-        await connection.call(lambda: memory.handle.drain())
+        await connection.call(memory.handle.drain)
         await memory.aput(user("What do I like?"))
         shown = await memory.aget()
         assert "Be brief." in str(shown[0].content)

@@ -6,7 +6,7 @@ import copy
 import re
 from collections.abc import Sequence
 from enum import Enum
-from typing import Any
+from typing import Any, cast
 
 from llama_index.core.base.llms.types import ChatMessage as TheirMessage
 from llama_index.core.memory.memory import BaseMemoryBlock as TheirBlock
@@ -74,7 +74,7 @@ class LlamaIndexBlock(BaseMemoryBlock[Any]):
 
     def _copy(self) -> TheirBlock[Any]:
         """Their block with what is saved, whose fields may be changed."""
-        block = self.block.model_copy()
+        block: TheirBlock[Any] = self.block.model_copy()
         for name in _own_fields(block):
             value = getattr(block, name)
             block.__dict__[name] = copy.deepcopy(value) if _is_plain(value) else copy.copy(value) if _is_list(value) else value
@@ -88,8 +88,7 @@ class LlamaIndexBlock(BaseMemoryBlock[Any]):
 
 def as_block(block: Any) -> BaseMemoryBlock[Any]:
     """A block of ours: itself, or a wrapper around one of LlamaIndex's; the engine refuses anything else by name."""
-    wrapped: BaseMemoryBlock[Any] = LlamaIndexBlock(block) if isinstance(block, TheirBlock) else block
-    return wrapped
+    return LlamaIndexBlock(block) if isinstance(block, TheirBlock) else cast("BaseMemoryBlock[Any]", block)
 
 
 def _own_fields(block: TheirBlock[Any]) -> list[str]:

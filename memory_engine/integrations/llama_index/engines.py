@@ -9,17 +9,18 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
 import threading
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 from uuid import uuid4
 
 from memory_engine import MemoryEngine
-from memory_engine.errors import ClosedError, ConfigurationError, WrongEventLoopError
+from memory_engine.errors import ConfigurationError, WrongEventLoopError
 
 R = TypeVar("R")
 _AT_EXIT = 10.0
@@ -46,19 +47,25 @@ class Connection:
 
     name: str
     engine: MemoryEngine
-    thread: _LoopThread | None = None
     arguments: Mapping[str, Any] | None = None
-    users: int = field(default=0)
+    users: int = 0
+    threaded: bool = False
 
     @property
     def closed(self) -> bool:
         return self.engine._closed
 
+    @property
+    def thread(self) -> _LoopThread | None:
+        """Where it runs; None: in the event loop of whoever uses it first."""
+        return _own_thread() if self.threaded else None
+
     async def call(self, work: Callable[[], Awaitable[R]]) -> R:
         """Do it in the engine's event loop."""
-        if self.thread is None or asyncio.get_running_loop() is self.thread.loop:
+        thread = self.thread
+        if thread is None or asyncio.get_running_loop() is thread.loop:
             return await work()
-        return await asyncio.wrap_future(self.thread.submit(work))
+        return await asyncio.wrap_future(thread.submit(work))
 
     def wait(self, work: Callable[[], Awaitable[R]], method: str) -> R:
         """Do it there and block until it is done.
@@ -70,8 +77,8 @@ class Connection:
             raise WrongEventLoopError(
                 f"{method}() would block the event loop that is running here; write `await memory.a{method}(...)`."
             )
-        if self.thread is not None:
-            return self.thread.submit(work).result()
+        if (thread := self.thread) is not None:
+            return thread.submit(work).result()
         loop = self.engine._loop
         if loop is None or not loop.is_running():
             raise WrongEventLoopError(
@@ -140,8 +147,8 @@ def open_engine(arguments: Mapping[str, Any], name: str | None = None) -> Connec
             base = f"{base}-{uuid4().hex[:8]}"
         engine = MemoryEngine(**arguments)
         # An engine on an AsyncEngine of the user's has to run where that one's connections are.
-        thread = None if arguments.get("async_engine") is not None else _own_thread()
-        connection = _connections[base] = Connection(base, engine, thread, dict(arguments))
+        threaded = arguments.get("async_engine") is None
+        connection = _connections[base] = Connection(base, engine, dict(arguments), threaded=threaded)
         return connection
 
 
@@ -177,9 +184,23 @@ def _own_thread() -> _LoopThread:
 
 def _close_all() -> None:
     for connection in list(_connections.values()):
-        if connection.thread is not None and not connection.closed:
+        if connection.threaded and not connection.closed and _thread is not None:
             with suppress(Exception):
-                connection.thread.submit(partial(connection.engine.aclose, timeout=_AT_EXIT)).result(2 * _AT_EXIT)
+                _thread.submit(partial(connection.engine.aclose, timeout=_AT_EXIT)).result(2 * _AT_EXIT)
+
+
+def _after_fork() -> None:
+    """A forked process has neither the thread nor the connections: engines of `from_defaults` are made anew."""
+    global _thread, _lock
+    _thread, _lock = None, threading.Lock()
+    for connection in _connections.values():
+        if connection.threaded and connection.arguments is not None and not connection.closed:
+            connection.engine._closed = True  # the parent's
+            connection.engine = MemoryEngine(**connection.arguments)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _is_in_memory(arguments: Mapping[str, Any]) -> bool:
@@ -236,4 +257,4 @@ def _equal(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
         return False
 
 
-__all__ = ["ClosedError", "Connection", "find", "lost", "name_of", "open_engine", "portable", "register_engine", "release"]
+__all__ = ["Connection", "find", "lost", "name_of", "open_engine", "portable", "register_engine", "release"]

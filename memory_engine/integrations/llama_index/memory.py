@@ -237,10 +237,10 @@ class LlamaIndexMemory(BaseMemory):
             found = engines.open_engine(self.arguments, self.engine)
         if found.closed:
             raise ClosedError(f"The engine {self.engine!r} is closed; register one that is open under this name.")
-        if self._handle is None or self._connection is not found:
+        if self._handle is None or self._handle._engine is not found.engine:
             handle = found.engine.session(self.session_id, user_id=self.user_id, tenant=self.tenant)
             self._handle = handle if self.on_write == "do" else handle.read_only(on_write=self.on_write)
-            self._connection = found
+        self._connection = found
         return found, self._handle
 
     async def _call(self, work: Callable[[Memory], Awaitable[R]]) -> R:
