@@ -7,8 +7,6 @@ in a thread of its own, because such a memory is used from sync code, from one `
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 import os
 import threading
 from collections.abc import Awaitable, Callable, Mapping
@@ -21,6 +19,7 @@ from uuid import uuid4
 
 from memory_engine import MemoryEngine
 from memory_engine.errors import ConfigurationError, WrongEventLoopError
+from memory_engine.integrations.llama_index.arguments import equal, is_in_memory, name_for
 
 R = TypeVar("R")
 _AT_EXIT = 10.0
@@ -135,12 +134,12 @@ def open_engine(arguments: Mapping[str, Any], name: str | None = None) -> Connec
 
     :raises ConfigurationError: an argument is wrong, or the name stands for an engine with others.
     """
-    in_memory = _is_in_memory(arguments)
+    in_memory = is_in_memory(arguments)
     with _lock:
-        base = name or _name(arguments)
+        base = name or name_for(arguments)
         known = _connections.get(base)
         if known is not None and not known.closed:
-            if not in_memory and known.arguments is not None and _equal(known.arguments, arguments):
+            if not in_memory and known.arguments is not None and equal(known.arguments, arguments):
                 return known
             if name is not None:
                 raise ConfigurationError(f"The name {name!r} stands for an engine with other arguments; choose another.")
@@ -201,60 +200,3 @@ def _after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
-
-
-def _is_in_memory(arguments: Mapping[str, Any]) -> bool:
-    uri = arguments.get("async_database_uri")
-    if arguments.get("async_engine") is not None or arguments.get("store") is not None:
-        return False
-    return uri is None or ":memory:" in str(uri) or str(uri).rstrip("/").endswith("aiosqlite:")
-
-
-def _name(arguments: Mapping[str, Any]) -> str:
-    """The same in every process for the same arguments, as far as they can be told; without secrets."""
-    if _is_in_memory(arguments):
-        return f"memory-{uuid4()}"
-    plain, needs = portable(arguments)
-    digest = hashlib.sha256(json.dumps([plain, needs], sort_keys=True).encode()).hexdigest()[:12]
-    return f"{plain.get('async_database_uri') or needs.get('async_database_uri') or 'engine'}#{digest}"
-
-
-def portable(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """The arguments that JSON can carry and that hold no secret, and of the others a text each."""
-    plain: dict[str, Any] = {}
-    needs: dict[str, str] = {}
-    for name, value in sorted(arguments.items()):
-        if name == "async_database_uri":
-            masked, secret = _masked(str(value))
-            (needs if secret else plain)[name] = masked
-        elif name == "memory_blocks":
-            if value:
-                needs[name] = ", ".join(block.name for block in value)
-        elif isinstance(value, str | int | float | bool | None):
-            plain[name] = value
-        else:
-            needs[name] = type(value).__name__
-    return plain, needs
-
-
-def _masked(uri: str) -> tuple[str, bool]:
-    from sqlalchemy import make_url
-    from sqlalchemy.exc import ArgumentError
-
-    try:
-        url = make_url(uri)
-    except ArgumentError:
-        return "a database", True  # the engine refuses it a moment later, by name
-    # Drivers take passwords and keys as parameters too; few parameters are needed, so none is written down.
-    secret = url.password is not None or (bool(url.query) and not url.drivername.startswith("sqlite"))
-    return url.set(query={} if secret else url.query).render_as_string(hide_password=True), secret
-
-
-def _equal(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    try:
-        return bool(dict(one) == dict(other))
-    except Exception:  # noqa: BLE001 - comparing blocks runs their authors' code
-        return False
-
-
-__all__ = ["Connection", "find", "lost", "name_of", "open_engine", "portable", "register_engine", "release"]

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
+from enum import Enum
 from functools import partial
 
 from llama_index.core.base.llms.types import ChatMessage as Theirs
 
 from memory_engine import Memory
+from memory_engine.errors import ConfigurationError
 from memory_engine.integrations.llama_index.content import write_block
 from memory_engine.integrations.llama_index.messages import from_llama_index, to_llama_index
 from memory_engine.messages import ChatMessage, encode
@@ -97,3 +99,15 @@ def _start(said: list[str], known: list[str], active: int) -> int:
         if said[0] == known[start] and said[: active - start] == known[start : start + len(said)][: active - start]:
             return start
     return active
+
+
+async def of_status(memory: Memory, status: str | Enum | None) -> list[ChatMessage]:
+    """All messages, or those that a `MessageStatus` of LlamaIndex names.
+
+    :raises ConfigurationError: it names none.
+    """
+    wanted = status.value if isinstance(status, Enum) else status
+    if wanted not in (None, "active", "archived"):
+        raise ConfigurationError(f"status is None, active or archived, not {status!r:.80}.")
+    archived = [] if wanted is None else await memory.get_all(archived=True)
+    return archived if wanted == "archived" else (await memory.get_all())[len(archived) :]

@@ -16,9 +16,9 @@ from pydantic import Field, PrivateAttr
 from memory_engine import Memory
 from memory_engine.errors import ClosedError, ConfigurationError
 from memory_engine.integrations.llama_index import engines
-from memory_engine.integrations.llama_index.defaults import arguments_of
+from memory_engine.integrations.llama_index.arguments import arguments_of, portable
 from memory_engine.integrations.llama_index.engines import Connection
-from memory_engine.integrations.llama_index.handed import Handed, aligned
+from memory_engine.integrations.llama_index.handed import Handed, aligned, of_status
 from memory_engine.integrations.llama_index.retries import Retries
 from memory_engine.messages import ChatMessage
 
@@ -33,14 +33,12 @@ class LlamaIndexMemory(BaseMemory):
     It consists of plain JSON and finds its engine by name at every use, so it goes into a serialized `Context` and comes out
     again, also in another process; see `register_engine`. Nothing of a database address that may be secret is in it.
 
-    `session_id`, `user_id` and `tenant` say whose memory it is; `engine` is the name of a registered engine; `arguments` is
-    what an engine of `from_defaults` can be opened from again, and `needs` what else it takes.
-
-    The methods whose names begin with "a" are the real ones. The others wait for them: they work in any thread in which no
-    event loop runs, and raise `WrongEventLoopError` where one does, because they would block it.
+    `engine` is the name of a registered engine; `arguments` is what an engine of `from_defaults` can be opened from again,
+    and `needs` what else that takes. The sync methods wait for the async ones: they work in any thread in which no event
+    loop runs, and raise `WrongEventLoopError` where one does, because they would block it.
 
     What `get` returned may be put or set again: messages that are stored are known again, and what memory inserted is not
-    stored. A message that is new is stored whenever it is put, with one exception: when an agent's run ended before it was
+    stored. One that is new is stored whenever it is put, with one exception: when an agent's run ended before it was
     answered, the same text put by another run is its retry.
     """
 
@@ -83,7 +81,7 @@ class LlamaIndexMemory(BaseMemory):
         """
         arguments = arguments_of(options)
         connection = engines.open_engine(arguments, engine_name)
-        plain, needs = engines.portable(arguments)
+        plain, needs = portable(arguments)
         name = session_id or f"session-{uuid4()}"
         memory = cls(session_id=name, user_id=user_id, tenant=tenant, engine=connection.name, arguments=plain, needs=needs)
         memory._connection, memory._owner = connection, True
@@ -101,12 +99,11 @@ class LlamaIndexMemory(BaseMemory):
 
         It runs in the event loop of the handle's engine, and closes nothing. Read-only views stay so.
         """
-        engine = memory._engine
         wrapped = cls(
             session_id=memory.session_id,
             user_id=memory.user_id,
             tenant=memory.tenant,
-            engine=engines.name_of(engine),
+            engine=engines.name_of(memory._engine),
             on_write=memory._on_write,
         )
         wrapped._connection, wrapped._handle = engines.find(wrapped.engine), memory
@@ -130,13 +127,7 @@ class LlamaIndexMemory(BaseMemory):
 
     async def aget_all(self, status: str | Enum | None = None) -> list[Theirs]:
         """Every message in order, archived ones too; with a `MessageStatus` those that are "active" or "archived"."""
-        if (wanted := _status(status)) is None:
-            return self._given(await self._call(lambda memory: memory.get_all()))
-        archived = await self._call(lambda memory: memory.get_all(archived=True))
-        if wanted == "archived":
-            return self._given(archived)
-        everything = await self._call(lambda memory: memory.get_all())
-        return self._given(everything[len(archived) :])
+        return self._given(await self._call(lambda memory: of_status(memory, status)))
 
     async def aput(self, message: Theirs) -> None:
         """Commit one message; one that `get` returned is stored already."""
@@ -162,17 +153,14 @@ class LlamaIndexMemory(BaseMemory):
 
     async def areset(self, status: str | Enum | None = None) -> None:
         """Delete the session's messages and everything derived; with a `MessageStatus` only those, with what came of them."""
-        wanted = _status(status)
-        if wanted is None:
-            await self._call(lambda memory: memory.reset())
-            return
 
-        async def delete(memory: Memory) -> None:
-            archived = await memory.get_all(archived=True)
-            everything = archived if wanted == "archived" else (await memory.get_all())[len(archived) :]
-            await memory.delete([message.id for message in everything if message.id])
+        async def reset(memory: Memory) -> None:
+            if status is None:
+                await memory.reset()
+            else:
+                await memory.delete([message.id for message in await of_status(memory, status) if message.id])
 
-        await self._call(delete)
+        await self._call(reset)
 
     async def aclose(self, *, timeout: float = 30.0) -> None:
         """Let pending deliveries end (at most `timeout` seconds). The last memory of an engine that `from_defaults` opened
@@ -223,10 +211,8 @@ class LlamaIndexMemory(BaseMemory):
 
     @property
     def handle(self) -> Memory:
-        """The memory of ours behind it, for everything that LlamaIndex has no name for: `context`, `drain`, `block`, ...
-
-        It is to be used in the event loop of its engine. Raises `ConfigurationError` when no engine has that name here.
-        """
+        """The memory of ours behind it, for `context`, `drain`, `block` and the like; used in its engine's event loop.
+        Raises `ConfigurationError` when no engine has that name here."""
         return self._connected()[1]
 
     def _connected(self) -> tuple[Connection, Memory]:
@@ -261,12 +247,4 @@ class LlamaIndexMemory(BaseMemory):
         return _handed.give(self._session, messages)
 
     def __deepcopy__(self, memo: Mapping[int, Any] | None = None) -> Self:
-        # The engine is shared: what is copied is which session it is.
-        return copy.copy(self)
-
-
-def _status(status: str | Enum | None) -> str | None:
-    text = status.value if isinstance(status, Enum) else status
-    if text not in (None, "active", "archived"):
-        raise ConfigurationError(f"status is None, active or archived, not {status!r:.80}.")
-    return text
+        return copy.copy(self)  # The engine is shared: what is copied is which session it is.
