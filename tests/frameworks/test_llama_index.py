@@ -347,6 +347,28 @@ async def test_a_tool_that_raises_is_an_answer(memory: LlamaIndexMemory) -> None
     assert problems_of(stored, TOKEN_LIMIT) == []
 
 
+async def test_the_same_text_while_its_run_goes_on_is_no_retry(memory: LlamaIndexMemory) -> None:
+    entered, leave = asyncio.Event(), asyncio.Event()
+
+    async def slow() -> str:
+        entered.set()
+        await leave.wait()
+        return "late"
+
+    def model(messages: Sequence[Theirs]) -> Theirs:
+        if messages[-1].role == "tool":
+            return assistant("Slow.")
+        return assistant("Quick.") if entered.is_set() else calling(("call-1", "slow", {}))
+
+    agent = FunctionAgent(tools=[slow], llm=llm_of(model))
+    first = agent.run("Well?", memory=memory)
+    await entered.wait()
+    assert str(await agent.run("Well?", memory=memory)) == "Quick."
+    leave.set()
+    assert str(await first) == "Slow."
+    assert [text for text in texts(await memory.aget_all()) if text] == ["Well?", "Well?", "Quick.", "late", "Slow."]
+
+
 async def test_three_runs_at_once_on_one_session(engine: MemoryEngine) -> None:
     def model(messages: Sequence[Theirs]) -> Theirs:
         assert problems_of(from_llama_index(messages), TOKEN_LIMIT) == []
