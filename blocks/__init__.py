@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from memory_engine.blocks.facts.ledger import Fact
     from memory_engine.blocks.summary.block import SummaryMemoryBlock, SummaryVersion
     from memory_engine.blocks.vector.block import Hit, VectorMemoryBlock
+    from memory_engine.blocks.vector.llama_index import LlamaIndexVectorStore
     from memory_engine.blocks.vector.qdrant import QdrantVectorStore
     from memory_engine.blocks.vector.ranking import Floor, Weights
     from memory_engine.blocks.vector.records import RecordsVectorStore
@@ -27,6 +28,7 @@ __all__ = [
     "FactExtractionMemoryBlock",
     "Floor",
     "Hit",
+    "LlamaIndexVectorStore",
     "Proof",
     "QdrantVectorStore",
     "RecordsVectorStore",
@@ -44,6 +46,7 @@ _ON_DEMAND = {
     "FactExtractionMemoryBlock": "facts.block",
     "Floor": "vector.ranking",
     "Hit": "vector.block",
+    "LlamaIndexVectorStore": "vector.llama_index",
     "Proof": "facts.entries",
     "QdrantVectorStore": "vector.qdrant",
     "RecordsVectorStore": "vector.records",

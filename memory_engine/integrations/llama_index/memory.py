@@ -1,0 +1,250 @@
+"""`LlamaIndexMemory`: a session of ours as a `BaseMemory` of LlamaIndex."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from enum import Enum
+from functools import partial
+from typing import Any, Literal, Self, TypeVar
+from uuid import uuid4
+
+from llama_index.core.base.llms.types import ChatMessage as Theirs
+from llama_index.core.memory.types import BaseMemory
+from pydantic import Field, PrivateAttr
+
+from memory_engine import Memory
+from memory_engine.errors import ClosedError, ConfigurationError
+from memory_engine.integrations.llama_index import engines
+from memory_engine.integrations.llama_index.arguments import arguments_of, portable
+from memory_engine.integrations.llama_index.engines import Connection
+from memory_engine.integrations.llama_index.handed import Handed, aligned, of_status
+from memory_engine.integrations.llama_index.retries import Retries
+from memory_engine.messages import ChatMessage
+
+R = TypeVar("R")
+_handed = Handed()
+_retries = Retries()
+
+
+class LlamaIndexMemory(BaseMemory):
+    """One session's memory for agents, workflows and chat engines of LlamaIndex.
+
+    It consists of plain JSON and finds its engine by name at every use, so it goes into a serialized `Context` and comes out
+    again, also in another process; see `register_engine`. Nothing of a database address that may be secret is in it.
+
+    `engine` is the name of a registered engine; `arguments` is what an engine of `from_defaults` can be opened from again,
+    and `needs` what else that takes. The sync methods wait for the async ones: they work in any thread in which no event
+    loop runs, and raise `WrongEventLoopError` where one does, because they would block it.
+
+    What `get` returned may be put or set again: messages that are stored are known again, and what memory inserted is not
+    stored. One that is new is stored whenever it is put, with one exception: when an agent's run ended before it was
+    answered, the same text put by another run is its retry.
+    """
+
+    session_id: str
+    engine: str
+    user_id: str | None = None
+    tenant: str = ""
+    on_write: Literal["do", "raise", "ignore"] = "do"
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    needs: dict[str, str] = Field(default_factory=dict)
+
+    _handle: Memory | None = PrivateAttr(default=None)
+    _connection: Connection | None = PrivateAttr(default=None)
+    _owner: bool = PrivateAttr(default=False)
+
+    @classmethod
+    def class_name(cls) -> str:
+        """The name under which LlamaIndex serializes it."""
+        return "LlamaIndexMemory"
+
+    @classmethod
+    def from_defaults(
+        cls,
+        session_id: str | None = None,
+        chat_history: Sequence[Theirs] | None = None,
+        *,
+        user_id: str | None = None,
+        tenant: str = "",
+        engine_name: str | None = None,
+        **options: Any,
+    ) -> Self:
+        """A memory with an engine of its own, from the arguments of LlamaIndex's `Memory.from_defaults` and of our own.
+
+        Sync and cheap; it connects on first use. `memory_blocks` may be of both kinds. Memories with equal arguments and a
+        database share one engine, which runs in a thread of its own until `aclose()` of the last one, or until the
+        interpreter exits. An `async_engine` of yours is used in the event loop in which the memory is used first.
+        A `chat_history` that is not empty becomes the active messages at once.
+
+        :raises ConfigurationError: an argument is wrong or has no counterpart (`chat_store`, `db_schema`).
+        """
+        arguments = arguments_of(options)
+        connection = engines.open_engine(arguments, engine_name)
+        plain, needs = portable(arguments)
+        name = session_id or f"session-{uuid4()}"
+        memory = cls(session_id=name, user_id=user_id, tenant=tenant, engine=connection.name, arguments=plain, needs=needs)
+        memory._connection, memory._owner = connection, True
+        connection.users += 1
+        memory._handle = connection.engine.session(name, user_id=user_id, tenant=tenant)
+        if chat_history:
+            if connection.thread is None:
+                raise ConfigurationError("With an async_engine of yours, call `await memory.aset(chat_history)` instead.")
+            connection.thread.submit(partial(memory.aset, list(chat_history))).result()
+        return memory
+
+    @classmethod
+    def from_memory(cls, memory: Memory) -> Self:
+        """The memory for LlamaIndex of a handle of ours: `LlamaIndexMemory.from_memory(engine.session("chat-1"))`.
+
+        It runs in the event loop of the handle's engine, and closes nothing. Read-only views stay so.
+        """
+        wrapped = cls(
+            session_id=memory.session_id,
+            user_id=memory.user_id,
+            tenant=memory.tenant,
+            engine=engines.name_of(memory._engine),
+            on_write=memory._on_write,
+        )
+        wrapped._connection, wrapped._handle = engines.find(wrapped.engine), memory
+        return wrapped
+
+    # -- async -----------------------------------------------------------------------------------------------
+
+    async def aget(self, input: str | Theirs | None = None, **block_kwargs: Any) -> list[Theirs]:  # noqa: A002
+        """The messages to send to the model now, new objects at every call; see `memory_engine.Memory.get`.
+
+        `initial_token_count`, which chat engines give, is not used: reserve what prompts need with `reserved_tokens`.
+        """
+        block_kwargs.pop("initial_token_count", None)
+        asked = block_kwargs.pop("messages", None) if input is None else input
+        query: Any = asked
+        if isinstance(asked, Theirs):
+            query = self._read([asked])
+        elif isinstance(asked, list) and all(isinstance(item, Theirs) for item in asked):
+            query = self._read(asked)
+        return self._given(await self._call(lambda memory: memory.get(query, **block_kwargs)))
+
+    async def aget_all(self, status: str | Enum | None = None) -> list[Theirs]:
+        """Every message in order, archived ones too; with a `MessageStatus` those that are "active" or "archived"."""
+        return self._given(await self._call(lambda memory: of_status(memory, status)))
+
+    async def aput(self, message: Theirs) -> None:
+        """Commit one message; one that `get` returned is stored already."""
+        await self.aput_messages([message])
+
+    async def aput_messages(self, messages: Sequence[Theirs]) -> None:
+        """Commit several messages in one transaction, all or none."""
+        new = self._read(messages)
+        if await _retries.is_retry(self._session, new, self._call):
+            return
+        stored = await self._call(lambda memory: memory.put_messages(new))
+        _retries.note(self._session, stored)
+
+    async def aset(self, messages: Sequence[Theirs]) -> None:
+        """Make these the active messages, in one transaction. Those that are stored stay as they are, known by their ids
+        when `get` returned them, else by their content; the archive and what blocks know stay too."""
+
+        async def replace(memory: Memory) -> None:
+            await memory.set(await aligned(new, memory))
+
+        new = self._read(messages)
+        await self._call(replace)
+
+    async def areset(self, status: str | Enum | None = None) -> None:
+        """Delete the session's messages and everything derived; with a `MessageStatus` only those, with what came of them."""
+
+        async def reset(memory: Memory) -> None:
+            if status is None:
+                await memory.reset()
+            else:
+                await memory.delete([message.id for message in await of_status(memory, status) if message.id])
+
+        await self._call(reset)
+
+    async def aclose(self, *, timeout: float = 30.0) -> None:
+        """Let pending deliveries end (at most `timeout` seconds). The last memory of an engine that `from_defaults` opened
+        closes it. Idempotent."""
+        connection, self._connection = self._connection, None
+        handle, self._handle = self._handle, None
+        if connection is None or connection.closed:
+            return
+        if self._owner:
+            self._owner = False
+            await engines.release(connection, timeout)
+        elif handle is not None:
+            await connection.call(partial(handle.aclose, timeout=timeout))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    # -- sync ------------------------------------------------------------------------------------------------
+
+    def get(self, input: str | Theirs | None = None, **block_kwargs: Any) -> list[Theirs]:  # noqa: A002
+        """`aget`, waited for; raises `WrongEventLoopError` inside of a running event loop."""
+        return self._wait(partial(self.aget, input, **block_kwargs), "get")
+
+    def get_all(self, status: str | Enum | None = None) -> list[Theirs]:
+        """`aget_all`, waited for."""
+        return self._wait(partial(self.aget_all, status), "get_all")
+
+    def put(self, message: Theirs) -> None:
+        """`aput`, waited for."""
+        self._wait(partial(self.aput, message), "put")
+
+    def put_messages(self, messages: Sequence[Theirs]) -> None:
+        """`aput_messages`, waited for."""
+        self._wait(partial(self.aput_messages, messages), "put_messages")
+
+    def set(self, messages: Sequence[Theirs]) -> None:
+        """`aset`, waited for."""
+        self._wait(partial(self.aset, messages), "set")
+
+    def reset(self, status: str | Enum | None = None) -> None:
+        """`areset`, waited for."""
+        self._wait(partial(self.areset, status), "reset")
+
+    # -- helpers ---------------------------------------------------------------------------------------------
+
+    @property
+    def handle(self) -> Memory:
+        """The memory of ours behind it, for `context`, `drain`, `block` and the like; used in its engine's event loop.
+        Raises `ConfigurationError` when no engine has that name here."""
+        return self._connected()[1]
+
+    def _connected(self) -> tuple[Connection, Memory]:
+        found = engines.find(self.engine)
+        if found is None:
+            if self.needs or not self.arguments.get("async_database_uri"):
+                raise engines.lost(self.engine, self.needs)
+            found = engines.open_engine(self.arguments, self.engine)
+        if found.closed:
+            raise ClosedError(f"The engine {self.engine!r} is closed; register one that is open under this name.")
+        if self._handle is None or self._handle._engine is not found.engine:
+            handle = found.engine.session(self.session_id, user_id=self.user_id, tenant=self.tenant)
+            self._handle = handle if self.on_write == "do" else handle.read_only(on_write=self.on_write)
+        self._connection = found
+        return found, self._handle
+
+    async def _call(self, work: Callable[[Memory], Awaitable[R]]) -> R:
+        connection, handle = self._connected()
+        return await connection.call(lambda: work(handle))
+
+    def _wait(self, work: Callable[[], Awaitable[R]], method: str) -> R:
+        return self._connected()[0].wait(work, method)
+
+    @property
+    def _session(self) -> tuple[str, str, str]:
+        return (self.engine, self.tenant, self.session_id)
+
+    def _read(self, messages: Sequence[Theirs]) -> list[ChatMessage]:
+        return _handed.read(self._session, messages)
+
+    def _given(self, messages: Sequence[ChatMessage]) -> list[Theirs]:
+        return _handed.give(self._session, messages)
+
+    def __deepcopy__(self, memo: Mapping[int, Any] | None = None) -> Self:
+        return copy.copy(self)  # The engine is shared: what is copied is which session it is.
