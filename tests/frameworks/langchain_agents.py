@@ -31,9 +31,13 @@ TOOLS = [tool(weather), tool(add)]
 
 
 class ScriptedModel(BaseChatModel):
-    """A chat model that answers by a function of our messages; `fail_at` are the numbers of the calls that raise."""
+    """A chat model that answers by a function of our messages.
+
+    `fail_at` are the numbers of the calls that raise; `careless` it changes the messages that it is given.
+    """
 
     reply_to: Callable[[Sequence[ChatMessage]], Any]
+    careless: bool = False
     fail_at: set[int] = Field(default_factory=set)
     prompts: list[list[BaseMessage]] = Field(default_factory=list)
 
@@ -51,12 +55,12 @@ class ScriptedModel(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        self.prompts.append(list(messages))
+        self.prompts.append([message.model_copy() for message in messages])
         if len(self.prompts) in self.fail_at:
             raise ConnectionError("the model is down")
         reply = self.reply_to(from_langchain(messages))
         message = reply if isinstance(reply, BaseMessage) else message_of(reply)
-        for sent in messages:  # what a model is given is its own
+        for sent in messages if self.careless else ():
             sent.content = "changed by the model"
             sent.additional_kwargs["changed"] = True
         return ChatResult(generations=[ChatGeneration(message=message)])
@@ -132,7 +136,9 @@ async def talk(kind: str, uri: str, turns: Sequence[int], **settings: Any) -> Sc
     """Hold these turns of the conversation with an agent of that kind; everything is made anew, and closed."""
     script = Script()
     async with engine_at(uri) as engine:
-        agent = AGENTS[kind](ScriptedModel(reply_to=script.reply_to), engine, **settings)
+        # With "nodes" the model is given the state itself.
+        model = ScriptedModel(reply_to=script.reply_to, careless=kind != "nodes")
+        agent = AGENTS[kind](model, engine, **settings)
         for turn in turns:
             await agent.ainvoke({"messages": [HumanMessage(user_text(turn))]}, CONFIG)
     return script
