@@ -18,11 +18,9 @@ from langchain_agents import (
     CONFIG,
     TOOLS,
     ScriptedModel,
-    message_of,
     talk,
     with_hooks,
     with_middleware,
-    with_nodes,
 )
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, RemoveMessage, SystemMessage, ToolMessage
 from langchain_core.tools import tool
@@ -31,7 +29,7 @@ from langgraph.graph import END, START, StateGraph
 from langgraph.types import Command
 from scenario import RESTART, TURNS, Call, Reply, Script, check_history, engine_at, problems_of, user_text
 
-from memory_engine import Memory, MemoryEngine
+from memory_engine import Memory
 from memory_engine.errors import ConfigurationError, InvalidMessageError, WrongEventLoopError
 from memory_engine.integrations.langchain import GraphMemory, MemoryMiddleware, close, sync
 from memory_engine.messages import ChatMessage
@@ -218,13 +216,11 @@ async def test_calls_with_broken_arguments_are_answered_and_stored(uri: str) -> 
             return Reply(f"It says: {sent[-1].content}")
         return AIMessage("", invalid_tool_calls=[{"id": "c1", "name": "weather", "args": '{"to', "error": "cut off"}])
 
-    script = ["again"]
-
     async with engine_at(uri) as engine:
         agent = with_middleware(ScriptedModel(reply_to=reply_to), engine, checkpointer=InMemorySaver())
         result = await agent.ainvoke(say("How is it?"), CONFIG)
         if result["messages"][-1].type == "ai" and result["messages"][-1].invalid_tool_calls:
-            result = await agent.ainvoke(say(*script), CONFIG)
+            result = await agent.ainvoke(say("again"), CONFIG)
         stored = await engine.session("trip").get_all()
         (call,) = [call for message in stored for call in message.tool_calls][:1]
         assert (call.id, call.arguments) == ("c1", '{"to')
@@ -452,8 +448,3 @@ def test_the_front_door_is_complete() -> None:
     assert all(getattr(langchain, name) for name in langchain.__all__)
     with pytest.raises(AttributeError):
         _ = langchain.nothing
-
-
-def test_helpers_of_these_tests() -> None:
-    assert message_of(Reply("hi")).content == "hi" and isinstance(MemoryEngine, type)
-    assert with_nodes is AGENTS["nodes"]
