@@ -189,7 +189,7 @@ async def test_a_tool_that_fails(uri: str) -> None:
 
     async with engine_at(uri) as engine:
         model = ScriptedModel(reply_to=echo)
-        agent = create_agent(model, [weather], middleware=[MemoryMiddleware(engine)], checkpointer=InMemorySaver())
+        agent: Any = create_agent(model, [weather], middleware=[MemoryMiddleware(engine)], checkpointer=InMemorySaver())
         with pytest.raises(RuntimeError, match="no forecast"):
             await agent.ainvoke(say("town one"), CONFIG)
         memory = engine.session("trip")
@@ -200,7 +200,7 @@ async def test_a_tool_that_fails(uri: str) -> None:
 
         # Given up instead of resumed: the next question closes the call.
         attempts.clear()
-        other = create_agent(model, [weather], middleware=[MemoryMiddleware(engine)])
+        other: Any = create_agent(model, [weather], middleware=[MemoryMiddleware(engine)])
         with pytest.raises(RuntimeError):
             await other.ainvoke(say("town two"), {"configurable": {"thread_id": "other"}})
         await other.ainvoke(say("three"), {"configurable": {"thread_id": "other"}})
@@ -293,7 +293,7 @@ async def test_what_is_removed_from_the_state_stays_and_what_was_erased_does_not
 
 async def test_a_thread_that_is_older_than_its_memory_is_taken_over(uri: str) -> None:
     saver = InMemorySaver()
-    plain = create_agent(ScriptedModel(reply_to=echo), TOOLS, checkpointer=saver)
+    plain: Any = create_agent(ScriptedModel(reply_to=echo), TOOLS, checkpointer=saver)
     await plain.ainvoke(say("town one"), CONFIG)
     async with engine_at(uri) as engine:
         agent = with_middleware(ScriptedModel(reply_to=echo), engine, checkpointer=saver)
@@ -323,7 +323,7 @@ async def test_a_state_without_ids_is_refused(uri: str) -> None:
         builder.add_edge(START, "memory")
         builder.add_edge("memory", END)
         with pytest.raises(InvalidMessageError, match="add_messages"):
-            await builder.compile().ainvoke(say("hi"), CONFIG)
+            await builder.compile().ainvoke(say("hi"), CONFIG)  # type: ignore[call-overload]
 
 
 # -- whose session it is -----------------------------------------------------------------------------------------
@@ -351,7 +351,7 @@ async def test_sessions_by_a_function_and_one_memory(uri: str) -> None:
         named = MemoryMiddleware(
             engine, session_id=lambda config: f"room {config['configurable']['room']}", user_id="ada", tenant="acme"
         )
-        agent = create_agent(ScriptedModel(reply_to=echo), middleware=[named])
+        agent: Any = create_agent(ScriptedModel(reply_to=echo), middleware=[named])
         await agent.ainvoke(say("hi"), {"configurable": {"room": 5}})
         assert await said(engine.session("room 5", user_id="ada", tenant="acme")) == ["user: hi", "assistant: Answer to hi"]
 

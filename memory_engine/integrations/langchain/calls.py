@@ -29,6 +29,13 @@ def known_id(value: object) -> str:
     return f"sha256:{hashlib.sha256(value.encode()).hexdigest()}"
 
 
+def thaw(value: Any) -> Any:
+    """A changeable copy: what goes out belongs to the caller."""
+    if isinstance(value, Mapping):
+        return {key: thaw(item) for key, item in value.items()}
+    return [thaw(item) for item in value] if isinstance(value, list) else value
+
+
 class Calls:
     """The calls of one message: `blocks`, `ids` (theirs to ours), and the `layout` of what blocks have no field for."""
 
@@ -95,7 +102,7 @@ def calls_out(message: ChatMessage, layout: Mapping[str, Json], kwargs: Json) ->
         call = {"name": extra.get("name", block.name), "id": extra.get("id", block.id)}
         arguments = block.arguments if "invalid" in extra else _parsed(block.arguments)
         if isinstance(arguments, Mapping):
-            valid.append({**call, "args": _thawed(arguments), "type": "tool_call"})
+            valid.append({**call, "args": thaw(arguments), "type": "tool_call"})
         else:
             noted = extra.get("invalid", {"error": "The arguments are no JSON object."})
             invalid.append({**call, "args": arguments, **noted, "type": "invalid_tool_call"})
@@ -115,7 +122,3 @@ def _parsed(arguments: Mapping[str, Any] | str) -> Any:
     except ValueError:
         return arguments
     return value if isinstance(value, dict) else arguments
-
-
-def _thawed(arguments: Mapping[str, Any]) -> Any:
-    return json.loads(json.dumps(arguments))

@@ -26,9 +26,9 @@ from langchain_core.messages import (
 from langchain_core.messages import ChatMessage as LangChainChatMessage
 
 from memory_engine.errors import InvalidMessageError
-from memory_engine.integrations.langchain.calls import calls_out
+from memory_engine.integrations.langchain.calls import calls_out, thaw
 from memory_engine.integrations.langchain.incoming import KEY, MARK, OPENAI_ROLE, ROLES, Json, Reader
-from memory_engine.integrations.langchain.parts import parts_of, thaw
+from memory_engine.integrations.langchain.parts import parts_of
 from memory_engine.messages import ChatMessage, TextBlock, ToolResultBlock
 
 

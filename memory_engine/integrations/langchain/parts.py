@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from memory_engine.errors import InvalidMessageError
+from memory_engine.integrations.langchain.calls import thaw
 from memory_engine.messages import (
     AudioBlock,
     ContentBlock,
@@ -30,8 +31,6 @@ from memory_engine.messages import (
     freeze_json,
     invalid_message,
 )
-
-__all__ = ["blocks_of", "part_of", "parts_of", "thaw"]
 
 Json = dict[str, Any]
 Layout = Sequence[Any]
@@ -76,6 +75,7 @@ _REASONING = {"reasoning": "reasoning", "thinking": "thinking", "redacted_thinki
 _CALLS = ("tool_call", "tool_use", "function_call", "custom_tool_call")
 _PLAIN, _STRING = "text", "string"
 """Parts that need no frame: `{"type": "text", "text": ...}`, and a str."""
+_MIME_TYPES = {"image": "image/png", "audio": "audio/wav", "video": "video/mp4"}
 _DATA_URI = re.compile(r"data:([!-+\--~]{1,255});base64,([\x00-\x7f]*)")
 
 
@@ -130,13 +130,6 @@ def part_of(block: ContentBlock) -> Json | None:
     if isinstance(block, ImageBlock | AudioBlock | VideoBlock | DocumentBlock):
         return _standard_media(block)
     return None
-
-
-def thaw(value: Any) -> Any:
-    """A changeable copy: what goes out belongs to the caller."""
-    if isinstance(value, Mapping):
-        return {key: thaw(item) for key, item in value.items()}
-    return [thaw(item) for item in value] if isinstance(value, list) else value
 
 
 # -- in ----------------------------------------------------------------------------------------------------------
@@ -247,10 +240,7 @@ def _value(block: ContentBlock, *, uri: bool) -> str:
 
 def _standard_media(block: MediaBlock) -> Json:
     part: Json = {"type": "file" if isinstance(block, DocumentBlock) else block.type}
-    if block.data is not None:
-        part["base64"] = block.data
-        default = {"image": "image/png", "audio": "audio/wav", "video": "video/mp4"}.get(block.type, "application/octet-stream")
-        part["mime_type"] = block.mime_type or default
-        return part
-    part |= {"url": block.url} if block.url is not None else {"file_id": getattr(block, "file_id", None)}
-    return part if block.mime_type is None else part | {"mime_type": block.mime_type}
+    part |= {"mime_type": block.mime_type} if block.mime_type is not None else {}
+    if block.data is None:
+        return part | ({"url": block.url} if block.url is not None else {"file_id": getattr(block, "file_id", None)})
+    return {"mime_type": _MIME_TYPES.get(block.type, "application/octet-stream"), **part, "base64": block.data}
