@@ -13,10 +13,12 @@ from typing import Any, TypedDict
 import pytest
 from langchain.agents import create_agent
 from langchain.agents.middleware import HumanInTheLoopMiddleware
+from langchain.agents.structured_output import ToolStrategy
 from langchain_agents import (
     AGENTS,
     CONFIG,
     TOOLS,
+    PlainState,
     ScriptedModel,
     talk,
     with_hooks,
@@ -26,10 +28,13 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, Remove
 from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, StateGraph
-from langgraph.types import Command
+from langgraph.prebuilt import ToolNode, tools_condition
+from langgraph.types import Command, interrupt
+from pydantic import BaseModel
 from scenario import RESTART, TURNS, Call, Reply, Script, check_history, engine_at, problems_of, user_text
 
 from memory_engine import Memory
+from memory_engine.blocks import StaticMemoryBlock
 from memory_engine.errors import ConfigurationError, InvalidMessageError, WrongEventLoopError
 from memory_engine.integrations.langchain import GraphMemory, MemoryMiddleware, close, sync
 from memory_engine.messages import ChatMessage
@@ -50,11 +55,10 @@ def say(*texts: str, id: str | None = None) -> dict[str, Any]:
 
 def echo(sent: Sequence[ChatMessage]) -> Reply:
     """Answers what was asked; a question with "town" by way of a tool."""
-    last = next(message for message in reversed(sent) if message.role == "user")
-    answered = sent[-1].role == "tool"
-    if "town" in last.content and not answered:
-        return Reply(calls=(Call(f"call-{last.content}", "weather", {"town": last.content}),))
-    return Reply(f"Answer to {last.content}")
+    question = next(message for message in reversed(sent) if message.role == "user").content.rpartition("\n")[2]
+    if "town" in question and sent[-1].role != "tool":
+        return Reply(calls=(Call(f"call-{question}", "weather", {"town": question}),))
+    return Reply(f"Answer to {question}")
 
 
 async def said(memory: Memory) -> list[str]:
@@ -310,6 +314,104 @@ async def test_two_processes_take_turns_on_a_thread(uri: str) -> None:
             await agents[turn % 2].ainvoke(say(f"town {turn}"), CONFIG)
         roles = [message.role for message in await one.session("trip").get_all()]
         assert roles == ["user", "assistant", "tool", "assistant"] * 6
+
+
+@pytest.mark.parametrize("insert_method", ["system", "user"])
+async def test_a_state_that_holds_what_memory_showed(insert_method: str, uri: str) -> None:
+    """Shortened copies and inserted sections get into such a state; memory keeps what was said, and that alone."""
+
+    @tool
+    def weather(town: str) -> str:
+        """The weather in a town."""
+        return f"Sunny in {town}. " * 400
+
+    notes = StaticMemoryBlock(name="notes", static_content="Ada likes tea.")
+    async with engine_at(uri, insert_method=insert_method, memory_blocks=[notes], token_limit=2_000) as engine:
+        remember = GraphMemory(engine, output_key="messages")
+        saver = InMemorySaver()
+
+        def graph(model: ScriptedModel) -> Any:
+            async def call_model(state: PlainState) -> dict[str, Any]:
+                return {"messages": [await model.ainvoke(state["messages"])]}
+
+            builder = StateGraph(PlainState)
+            for name, node in (("memory", remember.before_model), ("model", call_model), ("tools", ToolNode([weather]))):
+                builder.add_node(name, node)
+            builder.add_edge(START, "memory")
+            builder.add_edge("memory", "model")
+            builder.add_conditional_edges("model", tools_condition, ["tools", END])
+            builder.add_edge("tools", "memory")
+            return builder.compile(checkpointer=saver)
+
+        model = ScriptedModel(reply_to=echo)
+        states = [(await graph(model).ainvoke(say(text, id=text), CONFIG))["messages"] for text in ("town one", "two", "three")]
+        assert "tokens left out" in str(states[0]) and all("Ada likes tea." in str(state) for state in states)
+        memory = engine.session("trip")
+        stored = await memory.get_all()
+        assert [message.role for message in stored] == ["user", "assistant", "tool", *["assistant", "user"] * 2]
+        assert stored[2].content == "Sunny in town one. " * 400
+        assert not any("Ada likes tea." in message.content for message in stored)
+        assert [message.content for message in stored if message.role == "user"] == ["town one", "two", "three"]
+        # What is erased does not come back from the state, also not in what memory was inserted into.
+        await memory.delete([message.id or "" for message in stored[-4:-2]])
+    async with engine_at(uri, insert_method=insert_method, memory_blocks=[notes], token_limit=2_000) as engine:
+        remember = GraphMemory(engine, output_key="messages")
+        await graph(model).ainvoke(say("four"), CONFIG)
+        users = [message.content for message in await engine.session("trip").get_all() if message.role == "user"]
+        assert users == ["town one", "three", "four"]
+
+
+async def test_going_back_to_an_older_checkpoint(uri: str) -> None:
+    async with engine_at(uri) as engine:
+        agent = with_middleware(ScriptedModel(reply_to=echo), engine, checkpointer=InMemorySaver())
+        await agent.ainvoke(say("one"), CONFIG)
+        fork = (await agent.aget_state(CONFIG)).config
+        await agent.ainvoke(say("two", id="u2"), CONFIG)
+        memory = engine.session("trip")
+        await memory.rewind("u2")
+        result = await agent.ainvoke(say("three"), fork)
+        assert [message.content for message in await memory.get_all()] == [m.content for m in result["messages"]]
+        assert (await said(memory))[2:] == ["user: three", "assistant: Answer to three"]
+
+
+async def test_a_tool_that_asks_a_person(uri: str) -> None:
+    @tool
+    def weather(town: str) -> str:
+        """The weather in a town."""
+        return f"{interrupt('How is it?')} in {town}."
+
+    async with engine_at(uri) as engine:
+        middleware = [MemoryMiddleware(engine)]
+        agent: Any = create_agent(ScriptedModel(reply_to=echo), [weather], middleware=middleware, checkpointer=InMemorySaver())
+        assert (await agent.ainvoke(say("town one"), CONFIG))["__interrupt__"]
+        await agent.ainvoke(Command(resume="Rainy"), CONFIG)
+        assert await said(engine.session("trip")) == [
+            "user: town one",
+            "assistant: weather",
+            "tool: Rainy in town one.",
+            "assistant: Answer to town one",
+        ]
+
+
+async def test_a_structured_answer_is_stored(uri: str) -> None:
+    class Forecast(BaseModel):
+        """A forecast."""
+
+        sunny: bool
+
+    def reply_to(sent: Sequence[ChatMessage]) -> Reply:
+        assert problems_of(sent, 1_200) == []
+        return Reply(calls=(Call(f"call-{len(sent)}", "Forecast", {"sunny": True}),))
+
+    async with engine_at(uri) as engine:
+        agent: Any = create_agent(
+            ScriptedModel(reply_to=reply_to), middleware=[MemoryMiddleware(engine)], response_format=ToolStrategy(Forecast)
+        )
+        for turn in range(2):
+            result = await agent.ainvoke(say(f"{turn}?"), CONFIG)
+            assert result["structured_response"] == Forecast(sunny=True)
+        roles = [message.role for message in await engine.session("trip").get_all()]
+        assert roles == ["user", "assistant", "tool"] * 2
 
 
 async def test_a_state_without_ids_is_refused(uri: str) -> None:

@@ -60,7 +60,8 @@ class Reader:
             self._answer(fields, source)
         elif kind == "function":
             fields["tool_call_id"] = known_id(f"function:{source.name or ''}")
-        fields["metadata"] = dict(self._mark.get("metadata") or {}) | ({KEY: self._extras} if self._extras else {})
+        others = {key: value for key, value in dict(self._mark.get("metadata") or {}).items() if key != KEY}
+        fields["metadata"] = others | ({KEY: self._extras} if self._extras else {})
         try:
             return ChatMessage.model_validate(fields)
         except ValidationError as error:

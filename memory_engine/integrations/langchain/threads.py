@@ -38,7 +38,8 @@ class Thread:
         """Store what a state has that memory has not.
 
         New is what stands behind the newest message that is stored: so what was erased from memory does not come back from
-        a state. What was edited in the state under its own id is replaced, unless it has left the FIFO.
+        a state that has later messages (the newest ones are to be removed from the state, too). What was edited in the state
+        under its own id is replaced, unless it has left the FIFO.
 
         :raises InvalidMessageError: a message has no id, or cannot be kept.
         """
@@ -53,7 +54,8 @@ class Thread:
                     )
             prints = {str(message.id): fingerprint(message) for message in said}
             newest = max((at for at, message in enumerate(said) if message.id in known), default=-1)
-            new = [message for message in said[newest + 1 :] if not mark_of(message).get("partial")]
+            # What has a mark came from memory, as a copy; when it is not known any more, it was erased.
+            new = [message for message in said[newest + 1 :] if not mark_of(message)]
             edited = {
                 str(message.id): message
                 for message in said[: newest + 1]
