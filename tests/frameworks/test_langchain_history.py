@@ -73,7 +73,7 @@ def echo(sent: Sequence[ChatMessage]) -> Reply:
 # -- RunnableWithMessageHistory ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("with_key", [True, False])
+@pytest.mark.parametrize("with_key", [False, pytest.param(True, marks=pytest.mark.soak)])
 async def test_thirty_turns_with_a_history(with_key: bool, uri: str) -> None:
     script = Script()
 
