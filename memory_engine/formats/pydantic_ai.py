@@ -144,7 +144,7 @@ def _shown(part: Any, rest: _Fields) -> list[_Fields]:
         files = [_read_item(item)[0] for item in json.loads(_files.dump_json(part.files))]
         return [{"type": "text", "text": text}, *filter(None, files)]
     response = getattr(part, "model_response", None)
-    text = response() if callable(response) else json.dumps(rest, ensure_ascii=False)
+    text = response() if callable(response) else json.dumps(rest, ensure_ascii=False, sort_keys=True)
     rest["whole"] = True
     return [{"type": "thinking" if part.part_kind in _WITHIN_RESPONSE else "text", "text": text}]
 
