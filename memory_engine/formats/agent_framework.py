@@ -7,6 +7,7 @@ block of their own (hosted tools, approvals, ...) are counted as reasoning. A ro
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -95,15 +96,18 @@ def _read(content: _Fields, *, is_step: bool) -> tuple[_Fields | None, _Fields]:
     if kind == "text":
         return {"type": "text", "text": rest.pop("text")}, rest
     if kind == "text_reasoning":
-        block = {"type": "thinking", "text": rest.pop("text", None) or ""}
+        block = {"type": "thinking", "text": rest.pop("text") if "text" in rest else ""}
+        rest |= {} if "text" in content else {"no_text": True}
         return block | ({"signature": rest.pop("protected_data")} if "protected_data" in rest else {}), rest
     if is_step and kind == "function_call":
         block = {"type": "tool_call", "id": rest["call_id"], "name": rest["name"]}
-        return block | ({"arguments": rest.pop("arguments")} if "arguments" in rest else {}), rest
+        if "arguments" not in rest:
+            return block, rest | {"no_arguments": True}
+        return block | {"arguments": rest.pop("arguments")}, rest
     if is_step:
         result = rest.get("result")
         text = result if isinstance(result, str) else "" if result is None else json.dumps(result, ensure_ascii=False)
-        rest["shown"] = text
+        rest["shown"] = _digest(text)
         return {"type": "tool_result", "tool_call_id": rest["call_id"], "content": text, "is_error": "exception" in rest}, rest
     if kind in ("data", "uri") and isinstance(rest.get("uri"), str):
         return _read_media(rest), rest
@@ -161,16 +165,20 @@ def _fill(rest: _Fields, block: ContentBlock | None) -> _Fields:
     if isinstance(block, TextBlock):
         return rest | {"text": block.text}
     if isinstance(block, ThinkingBlock):
-        rest["text"] = block.text
+        rest |= {} if rest.pop("no_text", False) and not block.text else {"text": block.text}
         return rest | ({} if block.signature is None else {"protected_data": block.signature})
     if isinstance(block, ToolCallBlock):
-        return rest | ({"arguments": _thaw(block.arguments)} if block.arguments else {})
+        return rest | ({} if rest.pop("no_arguments", False) else {"arguments": _thaw(block.arguments)})
     if isinstance(block, ToolResultBlock):
-        if rest.pop("shown") != block.content:
+        if rest.pop("shown") != _digest(block.content):
             rest.pop("items", None)
             rest["result"] = block.content
         return rest
     return _write(block) | rest
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
 def _write(block: ContentBlock) -> _Fields:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import scenario
@@ -20,9 +20,12 @@ from agent_framework import (
     FunctionInvocationLayer,
     Message,
 )
+from agent_framework._types import ContentType
+from hypothesis import given
+from hypothesis import strategies as st
 
-from memory_engine import Memory
 from memory_engine.integrations.agent_framework import MemoryHistoryProvider, from_message, to_message
+from memory_engine.messages import decode, encode
 
 Answer = Callable[[Sequence[Message]], Awaitable[Message]]
 
@@ -84,3 +87,166 @@ async def test_conversation(tmp_path: Path, stream: bool) -> None:
             if turns[-1] == scenario.TURNS - 1:
                 assert scenario.CODE_WORD in result.text
                 await scenario.check_history(memory)
+
+
+async def test_three_runs_at_once() -> None:
+    script = scenario.Script()
+    arrived = asyncio.Barrier(3)
+    scripted = answering(script)
+
+    async def answer(messages: Sequence[Message]) -> Message:
+        # Every step of the three runs happens between steps of the others.
+        await arrived.wait()
+        return await scripted(messages)
+
+    async with scenario.engine_at("sqlite+aiosqlite:///:memory:") as engine:
+        memory = engine.session("at once")
+        agent = agent_with(answer, memory)
+        for start in range(0, 27, 9):
+            turns = [start + 2, start + 5, start + 8]
+            session = AgentSession(session_id="at once")
+            results = await asyncio.gather(*[agent.run(scenario.user_text(turn), session=session) for turn in turns])
+            assert [result.text for result in results] == [f"Answer to {turn}, with tools." for turn in turns]
+        stored = await memory.get_all()
+        assert script.problems == []
+        turns = [start + at for start in range(0, 27, 9) for at in (2, 5, 8)]
+        assert sorted(m.content for m in stored if m.role == "user") == sorted(map(scenario.user_text, turns))
+        assert sorted(c.id for m in stored for c in m.tool_calls) == sorted(r for m in stored for r in m.tool_results)
+        assert len([c for m in stored for c in m.tool_calls]) == 18
+        assert len([m for m in stored if m.content.startswith("Answer")]) == 9
+        assert await memory.get_all(archived=True)
+
+
+async def test_a_run_that_fails_is_taken_up_again_without_its_input() -> None:
+    script = scenario.Script()
+    scripted = answering(script)
+    failing: list[bool] = []
+
+    async def answer(messages: Sequence[Message]) -> Message:
+        if failing and failing.pop(0):
+            raise RuntimeError("the model is broken")
+        return await scripted(messages)
+
+    async with scenario.engine_at("sqlite+aiosqlite:///:memory:") as engine:
+        memory = engine.session("failing")
+        agent = agent_with(answer, memory)
+        for turn in range(6):
+            session = AgentSession(session_id="failing")
+            # At its first request to the model, and at the second, when a tool has done its work.
+            failing[:] = [False, True] if turn % 3 else [True]
+            with pytest.raises(RuntimeError, match="broken"):
+                await agent.run(scenario.user_text(turn), session=session)
+            result = await agent.run(session=session)
+            assert result.text.startswith(f"Answer to {turn}")
+        stored = await memory.get_all()
+        assert script.problems == []
+        assert [m.content for m in stored if m.role == "user"] == [scenario.user_text(turn) for turn in range(6)]
+        assert len([m for m in stored if m.content.startswith("Answer")]) == 6
+        calls = [c.id for m in stored for c in m.tool_calls]
+        assert calls == list(dict.fromkeys(calls)) and len(calls) == 8
+
+
+async def test_a_tool_that_fails_is_a_result() -> None:
+    script = scenario.Script()
+
+    def weather(town: str) -> str:
+        raise RuntimeError("no weather today")
+
+    async with scenario.engine_at("sqlite+aiosqlite:///:memory:") as engine:
+        memory = engine.session("tools")
+        agent = Agent(
+            client=ScriptedClient(answering(script)),
+            tools=[weather, scenario.add],
+            context_providers=[MemoryHistoryProvider(memory)],
+            require_per_service_call_history_persistence=True,
+        )
+        result = await agent.run(scenario.user_text(1), session=AgentSession(session_id="tools"))
+        assert result.text == "Answer to 1, with tools."
+        results = [block for m in await memory.get_all() for block in m.blocks if block.type == "tool_result"]
+        assert [(block.tool_call_id, block.is_error) for block in results] == [("call-1-w", True), ("call-1-a", False)]
+        assert script.problems == []
+
+
+async def test_a_giant_result_of_a_tool_stays_within_the_budget() -> None:
+    script = scenario.Script()
+
+    def weather(town: str) -> str:
+        return "It rains. " * 5_000
+
+    async with scenario.engine_at("sqlite+aiosqlite:///:memory:") as engine:
+        memory = engine.session("giant")
+        agent = Agent(
+            client=ScriptedClient(answering(script)),
+            tools=[weather, scenario.add],
+            context_providers=[MemoryHistoryProvider(memory)],
+            require_per_service_call_history_persistence=True,
+        )
+        result = await agent.run(scenario.user_text(2), session=AgentSession(session_id="giant"))
+        assert result.text == "Answer to 2, with tools."
+        assert script.problems == []
+        assert max(len(m.blocks[0].content) for m in await memory.get_all() if m.role == "tool") == 50_000
+
+
+# -- every message that the framework has ----------------------------------------------------------------------
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+names = st.text("abcdefgh_-", min_size=1, max_size=12)
+maybe = st.none() | names
+numbers = st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False)
+plain = st.recursive(
+    st.none() | st.booleans() | numbers | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=6,
+)
+# A property whose value is None is left out by the framework's own `to_dict`.
+properties = st.dictionaries(names, texts | numbers | st.lists(texts, max_size=2), max_size=2)
+arguments = st.none() | texts | st.dictionaries(names, texts | numbers, max_size=2)
+extra = {"additional_properties": properties}
+annotations = st.none() | st.just([{"type": "citation", "title": "A source", "url": "https://example.com"}])
+text_contents = st.builds(Content.from_text, texts, annotations=annotations, **extra)
+media_types = st.sampled_from(["image/png", "audio/wav", "video/mp4", "application/pdf"])
+medium = st.builds(Content.from_data, st.binary(max_size=9), media_types, **extra) | st.builds(
+    Content.from_uri, names.map(lambda name: f"https://example.com/{name}"), media_type=media_types, **extra
+)
+call_contents = st.builds(
+    Content.from_function_call, names, names, arguments=arguments, informational_only=st.booleans(), **extra
+)
+contents = st.one_of(
+    text_contents,
+    medium,
+    call_contents,
+    st.builds(Content.from_text_reasoning, id=maybe, text=st.none() | texts, protected_data=st.none() | texts, **extra),
+    st.builds(Content.from_function_result, names, result=plain | st.lists(text_contents | medium, min_size=1, max_size=2), **extra),
+    st.builds(Content.from_error, message=texts, error_code=maybe, error_details=maybe, **extra),
+    st.builds(Content.from_usage, st.dictionaries(st.just("input_token_count"), st.integers(0, 9)), **extra),
+    st.builds(Content.from_hosted_file, names, name=maybe, **extra),
+    st.builds(Content.from_hosted_vector_store, names, **extra),
+    st.builds(Content.from_code_interpreter_tool_call, call_id=maybe, inputs=st.none() | st.lists(text_contents, max_size=2)),
+    st.builds(Content.from_code_interpreter_tool_result, call_id=maybe, outputs=st.none() | st.lists(text_contents, max_size=2)),
+    st.builds(Content.from_mcp_server_tool_call, names, names, server_name=maybe, arguments=arguments),
+    st.builds(Content.from_mcp_server_tool_result, names, output=st.none() | texts),
+    st.builds(Content.from_function_approval_request, names, call_contents),
+    st.builds(Content.from_function_approval_response, st.booleans(), names, call_contents),
+    st.sampled_from(sorted(get_args(ContentType))).flatmap(
+        lambda kind: st.builds(Content, st.just(kind), status=maybe, call_id=maybe, id=maybe, **extra)
+    ),
+)
+messages = st.builds(
+    Message,
+    st.sampled_from(["system", "user", "assistant", "tool", "critic"]),
+    st.lists(contents, max_size=4),
+    author_name=maybe,
+    message_id=maybe,
+    additional_properties=properties,
+)
+
+
+@given(messages)
+def test_round_trip_of_every_message(given: Message) -> None:
+    # What the framework's own dicts do not keep (what an exception said) is not kept here.
+    theirs = Message.from_dict(given.to_dict())
+    ours = from_message(theirs)
+    again = to_message(decode(encode(ours), id=ours.id, created_at=None))
+    assert again.to_dict() == theirs.to_dict()
+    assert again.contents == theirs.contents
+    assert (again.role, again.author_name, again.message_id) == (theirs.role, theirs.author_name, theirs.message_id)
