@@ -12,6 +12,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from itertools import groupby
 from typing import Any
 
@@ -66,11 +67,16 @@ def from_model_messages(messages: Iterable[ai.ModelMessage]) -> list[ChatMessage
 
 def base_id(message: ai.ModelMessage) -> str:
     """What a message is known by, whatever the framework adds to it later: its run, its times and its calls."""
-    keys = [(part.part_kind, getattr(part, "tool_call_id", None), getattr(part, "timestamp", None)) for part in message.parts]
+    keys = [(part.part_kind, getattr(part, "tool_call_id", None), _moment(part)) for part in message.parts]
     said = [key for key in keys if key[1:] != (None, None) and key[0] != "system-prompt"]
-    when = message.timestamp if isinstance(message, ai.ModelResponse) or not said else None
+    when = _moment(message) if isinstance(message, ai.ModelResponse) or not said else None
     digest = hashlib.sha256(repr((said, when)).encode()).hexdigest()[:24]
     return f"{message.run_id or 'message'}:{message.kind}:{digest}"
+
+
+def _moment(value: object) -> str | None:
+    moment = getattr(value, "timestamp", None)
+    return moment.astimezone(UTC).isoformat() if isinstance(moment, datetime) else None
 
 
 def _read(message: ai.ModelMessage, base: str) -> list[ChatMessage]:
@@ -140,6 +146,8 @@ def _shown(part: Any, rest: _Fields) -> list[_Fields]:
         text = part.model_response_str()
         if rest["content"] == text:
             del rest["content"]
+        elif isinstance(rest["content"], (dict, list)):
+            rest["json"] = json.dumps(rest.pop("content"), ensure_ascii=False)  # in the order in which the model reads it
         rest["shown"] = _digest(text)
         files = [_read_item(item)[0] for item in json.loads(_files.dump_json(part.files))]
         return [{"type": "text", "text": text}, *filter(None, files)]
@@ -236,6 +244,8 @@ def _write_part(fields: _Fields, blocks: Sequence[ContentBlock]) -> _Fields:
         fields |= {"content": first.text} | ({} if first.signature is None else {"signature": first.signature})
     elif isinstance(first, TextBlock):
         shown = fields.pop("shown", None)
+        if "json" in fields:
+            fields["content"] = json.loads(fields.pop("json"))
         if "content" not in fields or (shown is not None and _digest(first.text) != shown):
             fields["content"] = first.text
     return fields

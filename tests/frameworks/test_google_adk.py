@@ -114,8 +114,7 @@ async def test_three_runs_at_once() -> None:
         runner = runner_with(answer, memory)
         for start in range(0, 27, 9):
             turns = [start + 2, start + 5, start + 8]
-            # The kit's own service refuses runs at once on one of its sessions; memory is the same.
-            answers = await asyncio.gather(*[run(runner, scenario.user_text(turn), f"kit-{turn}") for turn in turns])
+            answers = await asyncio.gather(*[run(runner, scenario.user_text(turn), "at once") for turn in turns])
             assert answers == [f"Answer to {turn}, with tools." for turn in turns]
         stored = await memory.get_all()
         assert script.problems == []
@@ -147,11 +146,8 @@ async def test_a_run_that_fails_is_taken_up_again_by_its_invocation() -> None:
         memory = engine.session("failing")
         runner = runner_with(answer, memory, (weather, scenario.add))
         for turn in range(6):
-            failing.update(model=1 if turn < 3 else 2, tool=turn == 5)
-            if turn == 3:
-                failing["model"] = 0
-            elif turn == 5:
-                failing["model"] = 0
+            # Its first request to the model fails, or the second, when a tool has done its work, or a tool, or nothing.
+            failing.update(model={3: 0, 4: 2, 5: 0}.get(turn, 1), tool=turn == 5)
             if turn != 3:
                 with pytest.raises(RuntimeError, match="broken"):
                     await run(runner, scenario.user_text(turn))

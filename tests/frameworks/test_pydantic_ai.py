@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,7 +15,7 @@ import pytest
 import scenario
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic_ai import Agent
+from pydantic_ai import Agent, ModelRetry
 from pydantic_ai import messages as ai
 from pydantic_ai.messages import (
     ModelMessage,
@@ -22,10 +25,12 @@ from pydantic_ai.messages import (
     ToolCallPart,
     UserPromptPart,
 )
-from pydantic_ai.models.function import AgentInfo, FunctionModel
-from pydantic_ai.usage import RequestUsage
+from pydantic_ai.models.function import AgentInfo, DeltaToolCall, DeltaToolCalls, FunctionModel
+from pydantic_ai.models.test import TestModel
+from pydantic_ai.usage import RequestUsage, UsageLimits
 
 from memory_engine import Memory
+from memory_engine.blocks import StaticMemoryBlock
 from memory_engine.integrations.pydantic_ai import (
     AgentMemory,
     from_model_messages,
@@ -111,14 +116,14 @@ async def test_a_run_that_fails_is_taken_up_again_without_its_prompt() -> None:
     async with scenario.engine_at("sqlite+aiosqlite:///:memory:") as engine:
         memory = engine.session("failing")
         for turn in range(6):
+            # The model fails, or a tool, or (in turn 3, without tools) nothing.
             broken.update(model=turn % 2 == 0, tool=turn % 2 == 1)
-            if turn in (0, 1, 2, 4, 5):
+            if turn == 3:
+                result = await agent.run(scenario.user_text(turn), capabilities=[AgentMemory(memory)])
+            else:
                 await run_fails(agent, scenario.user_text(turn), memory)
                 broken.update(model=False, tool=False)
                 result = await agent.run(message_history=await load_history(memory), capabilities=[AgentMemory(memory)])
-            else:
-                broken.update(model=False, tool=False)
-                result = await agent.run(scenario.user_text(turn), capabilities=[AgentMemory(memory)])
             assert result.output.startswith(f"Answer to {turn}")
         stored = await memory.get_all()
         assert script.problems == []
@@ -155,6 +160,206 @@ async def test_three_runs_at_once() -> None:
         assert len([c for m in stored for c in m.tool_calls]) == 18
         assert len([m for m in stored if m.content.startswith("Answer")]) == 9
         assert await memory.get_all(archived=True)
+
+
+
+async def test_streaming_stores_what_was_said_once() -> None:
+    async def answer(messages: list[ModelMessage], info: AgentInfo) -> AsyncIterator[str | DeltaToolCalls]:
+        reply = script.reply_to(from_model_messages(messages))
+        for at, call in enumerate(reply.calls):
+            yield {at: DeltaToolCall(call.name, call.arguments_json, tool_call_id=call.id)}
+        for word in reply.text.split(" ") if reply.text else ():
+            yield f"{word} "
+
+    script = scenario.Script()
+    agent = Agent(FunctionModel(stream_function=answer), tools=[scenario.weather, scenario.add])
+    async with scenario.engine_at("sqlite+aiosqlite:///:memory:") as engine:
+        memory = engine.session("stream")
+        for turn in range(6):
+            async with agent.run_stream(scenario.user_text(turn), capabilities=[AgentMemory(memory)]) as run:
+                assert [piece async for piece in run.stream_text(delta=True)]
+        assert script.problems == []
+        await scenario.check_history(memory, turns=6)
+
+
+async def test_what_the_framework_asks_to_be_done_again_is_kept() -> None:
+    seen: list[list[ModelMessage]] = []
+
+    def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+        seen.append(messages)
+        replies = [
+            ToolCallPart("weather", {"town": 1}, "bad-arguments"),
+            ToolCallPart("weather", {"town": "Graz"}, "tool-asks"),
+            TextPart("not good"),
+            TextPart("good"),
+        ]
+        return ModelResponse(parts=[replies[len(seen) - 1]])
+
+    def weather(town: str) -> str:
+        raise ModelRetry("Which country?")
+
+    def check(output: str) -> str:
+        if output != "good":
+            raise ModelRetry("Say it better.")
+        return output
+
+    agent = Agent(FunctionModel(answer), tools=[weather], retries=3)
+    agent.output_validator(check)
+    async with Memory.from_defaults("again", token_limit=2_000) as memory:
+        result = await agent.run("How is the weather?", capabilities=[AgentMemory(memory)])
+        assert result.output == "good"
+        roles = [message.role for message in await memory.get_all()]
+        assert roles == ["user", "assistant", "tool", "assistant", "tool", "assistant", "developer", "assistant"]
+        # What each request held is what the framework itself would have sent.
+        plain = Agent(FunctionModel(answer), tools=[weather], retries=3)
+        plain.output_validator(check)
+        with_memory, seen[:] = list(seen), []
+        await plain.run("How is the weather?")
+        assert [[part_of(p) for m in sent for p in m.parts] for sent in with_memory] == [
+            [part_of(p) for m in sent for p in m.parts] for sent in seen
+        ]
+        # Afterwards only the request that was made counts as one; the feedback leaves with its turn.
+        await memory.flush()
+        assert [m.role for m in await memory.get()] == ["user", *roles[1:]]
+
+
+def part_of(part: Any) -> tuple[str, str]:
+    """What does not depend on the run."""
+    return part.part_kind, str(getattr(part, "content", None) or getattr(part, "args", None))
+
+
+async def test_a_giant_result_of_a_tool_stays_within_the_budget() -> None:
+    script = scenario.Script()
+
+    def weather(town: str) -> dict[str, Any]:
+        return {"town": town, "forecast": "It rains. " * 5_000}
+
+    agent = Agent(scripted(script), tools=[weather, scenario.add])
+    async with scenario.engine_at("sqlite+aiosqlite:///:memory:") as engine:
+        memory = engine.session("giant")
+        result = await agent.run(scenario.user_text(2), capabilities=[AgentMemory(memory)])
+        assert result.output == "Answer to 2, with tools."
+        assert script.problems == []
+        # The run itself, and what is stored, have it whole.
+        returned = [p.content for m in result.all_messages() for p in m.parts if p.part_kind == "tool-return"]
+        assert returned[0]["forecast"] == "It rains. " * 5_000
+        assert [message for message in from_model_messages(result.all_messages()) if message.role == "tool"] == [
+            message.model_copy(update={"created_at": None}) for message in await memory.get_all() if message.role == "tool"
+        ]
+
+
+async def test_a_run_of_many_steps_stays_within_the_budget() -> None:
+    script = scenario.Script()
+    asked = 0
+
+    def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+        nonlocal asked
+        asked += 1
+        script.problems += scenario.problems_of(from_model_messages(messages), script.budget)
+        texts = [part.content for message in messages for part in message.parts if isinstance(part, UserPromptPart)]
+        assert "Walk." in str(texts), "the request was forgotten"
+        done = [part.content for message in messages for part in message.parts if part.part_kind == "tool-return"]
+        assert asked == 1 or done[-1].startswith(f"Step {asked - 1}")
+        return ModelResponse(parts=[TextPart("There.") if asked > 60 else ToolCallPart("walk", {"step": asked}, f"step-{asked}")])
+
+    def walk(step: int) -> str:
+        return f"Step {step}. {scenario.FILLER}"
+
+    async with scenario.engine_at("sqlite+aiosqlite:///:memory:") as engine:
+        memory = engine.session("long")
+        settings: dict[str, Any] = {"usage_limits": UsageLimits(request_limit=None), "capabilities": [AgentMemory(memory)]}
+        result = await Agent(FunctionModel(answer), tools=[walk]).run("Walk.", **settings)
+        assert result.output == "There."
+        assert script.problems == []
+        # Nothing is dropped from the run, nor from what is stored.
+        assert len(result.new_messages()) == 122
+        assert len(await memory.get_all()) == 122
+
+
+@pytest.mark.parametrize("insert_method", ["system", "user", "split"])
+async def test_what_memory_inserts_is_sent_and_never_stored(insert_method: str) -> None:
+    seen: list[str] = []
+
+    def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+        seen.append("\n".join(str(part.content) for message in messages for part in message.parts))
+        return ModelResponse(parts=[TextPart("Yes.")])
+
+    agent = Agent(FunctionModel(answer))
+    blocks = [StaticMemoryBlock(name="rules", static_content="Answer briefly.")]
+    async with Memory.from_defaults("inserted", memory_blocks=blocks, insert_method=insert_method) as memory:
+        await agent.run("One?", capabilities=[AgentMemory(memory)])
+        result = await agent.run("Two?", message_history=await load_history(memory))
+        await save_messages(memory, result.new_messages())
+        # Those that came out of memory are known by their ids, or by their mark.
+        await save_messages(memory, await load_history(memory))
+        stored = await memory.get_all()
+        assert [message.content for message in stored] == ["One?", "Yes.", "Two?", "Yes."]
+        assert len(seen) == 2 and all("Answer briefly." in text for text in seen)
+
+
+async def test_messages_that_others_stored() -> None:
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,++//"}}
+    async with Memory.from_defaults("others") as memory:
+        await memory.put({"role": "system", "content": "Be kind."})
+        await memory.put({"role": "user", "content": [{"type": "text", "text": "What is it?"}, image]})
+        call = {"id": "c-1", "type": "function", "function": {"name": "look", "arguments": '{"closely": true}'}}
+        await memory.put({"role": "assistant", "content": None, "tool_calls": [call]})
+        await memory.put({"role": "tool", "tool_call_id": "c-1", "content": "a cat"})
+        await memory.put({"role": "assistant", "content": "A cat."})
+        history = await load_history(memory)
+        found = [part for message in history for part in message.parts]
+        assert [part.part_kind for part in found] == ["system-prompt", "user-prompt", "tool-call", "tool-return", "text"]
+        assert found[1].content[0] == "What is it?" and found[1].content[1].data == b"\xfb\xef\xff"
+        assert (found[2].tool_name, found[2].args) == ("look", '{"closely": true}')
+        assert (found[3].tool_name, found[3].content) == ("look", "a cat")
+        before = await memory.get_all()
+        result = await Agent(TestModel(custom_output_text="Yes.")).run("Sure?", message_history=history)
+        await save_messages(memory, history)
+        await save_messages(memory, result.new_messages())
+        assert [*before, *(await memory.get_all())[-2:]] == await memory.get_all()
+
+
+PROGRAM = """
+import asyncio, sys
+import test_pydantic_ai as tests
+asyncio.run(tests.talk(sys.argv[1], 3, 5))
+"""
+
+
+async def talk(uri: str, first: int, last: int) -> None:
+    """Some turns of the scenario."""
+    script = scenario.Script()
+    async with scenario.engine_at(uri) as engine:
+        memory = engine.session("processes")
+        for turn in range(first, last):
+            await agent_with(script).run(scenario.user_text(turn), capabilities=[AgentMemory(memory)])
+        await scenario.check_history(memory, turns=last)
+    assert script.problems == []
+    print(script.seen)
+
+
+async def test_another_process_goes_on(tmp_path: Path) -> None:
+    uri = f"sqlite+aiosqlite:///{tmp_path / 'memory.db'}"
+    await talk(uri, 0, 3)
+    folder = Path(__file__).parent
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(folder.parent.parent)])}
+    done = subprocess.run([sys.executable, "-c", PROGRAM, uri], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "3\n"), done.stderr
+
+
+def test_without_the_package_the_error_names_the_extra() -> None:
+    program = """
+import sys
+import memory_engine
+assert "pydantic_ai" not in sys.modules
+sys.modules["pydantic_ai"] = None
+try:
+    import memory_engine.integrations.pydantic_ai
+except memory_engine.errors.MissingExtraError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert "pip install 'memory-engine-blocks[pydantic-ai]'" in done.stdout, done.stderr
 
 
 # -- every message that the framework has ----------------------------------------------------------------------
