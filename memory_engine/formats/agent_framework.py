@@ -19,6 +19,7 @@ from memory_engine.errors import MissingExtraError
 from memory_engine.messages import (
     ChatMessage,
     ContentBlock,
+    MediaBlock,
     TextBlock,
     ThinkingBlock,
     ToolCallBlock,
@@ -62,7 +63,7 @@ def from_message(message: Message) -> ChatMessage:
     read = [_read(content, is_step=at in steps.values()) for at, content in enumerate(contents)]
     blocks = [block for block, _ in read if block]
     layout = {"message": source, "contents": [[rest, block is not None] for block, rest in read]}
-    fields = {"role": role, "blocks": blocks, "metadata": {"agent_framework": layout}}
+    fields: _Fields = {"role": role, "blocks": blocks, "metadata": {"agent_framework": layout}}
     fields["metadata"] |= {"pinned": False} if role == "developer" else {}
     if message.message_id and "\\0" not in message.message_id:
         fields["id"] = message.message_id[:512]
@@ -96,24 +97,29 @@ def _read(content: _Fields, *, is_step: bool) -> tuple[_Fields | None, _Fields]:
     if kind == "text":
         return {"type": "text", "text": rest.pop("text")}, rest
     if kind == "text_reasoning":
-        block = {"type": "thinking", "text": rest.pop("text") if "text" in rest else ""}
-        rest |= {} if "text" in content else {"no_text": True}
+        rest |= {} if "text" in rest else {"no_text": True}
+        block = {"type": "thinking", "text": rest.pop("text", "")}
         return block | ({"signature": rest.pop("protected_data")} if "protected_data" in rest else {}), rest
-    if is_step and kind == "function_call":
-        block = {"type": "tool_call", "id": rest["call_id"], "name": rest["name"]}
-        if "arguments" not in rest:
-            return block, rest | {"no_arguments": True}
-        return block | {"arguments": rest.pop("arguments")}, rest
     if is_step:
-        result = rest.get("result")
-        text = result if isinstance(result, str) else "" if result is None else json.dumps(result, ensure_ascii=False)
-        rest["shown"] = _digest(text)
-        return {"type": "tool_result", "tool_call_id": rest["call_id"], "content": text, "is_error": "exception" in rest}, rest
+        return _read_step(rest), rest
     if kind in ("data", "uri") and isinstance(rest.get("uri"), str):
         return _read_media(rest), rest
     if kind in _SILENT:
         return None, rest
     return {"type": "thinking", "text": json.dumps(rest, ensure_ascii=False, sort_keys=True)}, rest | {"whole": True}
+
+
+def _read_step(rest: _Fields) -> _Fields:
+    if rest["type"] == "function_call":
+        block = {"type": "tool_call", "id": rest["call_id"], "name": rest["name"]}
+        if "arguments" in rest:
+            return block | {"arguments": rest.pop("arguments")}
+        rest["no_arguments"] = True
+        return block
+    result = rest.get("result")
+    text = result if isinstance(result, str) else "" if result is None else json.dumps(result, ensure_ascii=False)
+    rest["shown"] = _digest(text)
+    return {"type": "tool_result", "tool_call_id": rest["call_id"], "content": text, "is_error": "exception" in rest}
 
 
 def _read_media(rest: _Fields) -> _Fields:
@@ -191,6 +197,10 @@ def _write(block: ContentBlock) -> _Fields:
     if isinstance(block, ToolResultBlock):
         content = Content.from_function_result(block.tool_call_id, result=block.content)
         return content.to_dict() | ({"exception": "failed"} if block.is_error else {})
+    return _write_media(block)
+
+
+def _write_media(block: MediaBlock) -> _Fields:
     mime_type = block.mime_type or _MIME_TYPES[block.type]
     if block.data is not None:
         return {"type": "data", "uri": f"data:{mime_type};base64,{block.data}", "media_type": mime_type}

@@ -1,8 +1,8 @@
 """Events of Google's Agent Development Kit, in and out: one `ChatMessage` for each `Event`.
 
-Texts, media, thoughts, calls and responses are content blocks; all the rest is kept in `metadata["google_adk"]`, so that nothing
-is lost. Parts that have no block of their own (executable code, tools of the provider's, ...) are counted as reasoning; an
-event without content says nothing and becomes an empty developer message.
+Texts, media, thoughts, calls and responses are content blocks; all the rest is kept in `metadata["google_adk"]`, so that
+nothing is lost. Parts that have no block of their own (executable code, tools of the provider's, ...) are counted as
+reasoning; an event without content says nothing and becomes an empty developer message.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from memory_engine.errors import MissingExtraError
 from memory_engine.messages import (
     ChatMessage,
     ContentBlock,
+    MediaBlock,
     TextBlock,
     ThinkingBlock,
     ToolCallBlock,
@@ -84,28 +85,31 @@ def _role(content: _Fields | None, parts: list[_Fields], author: str | None) -> 
 def _read(part: _Fields, *, is_step: bool) -> tuple[_Fields | None, _Fields]:
     """The block of a part, and what of it is not in the block."""
     rest = dict(part)
-    if is_step and "function_call" in rest:
-        call = rest["function_call"] = dict(rest["function_call"])
-        block = {"type": "tool_call", "id": call["id"], "name": call["name"]}
-        if "args" not in call:
-            return block, rest | {"no_args": True}
-        return block | {"arguments": call.pop("args")}, rest
     if is_step:
-        response = rest["function_response"].get("response")
-        text = _text_of(response)
-        is_error = isinstance(response, dict) and "error" in response
-        rest["shown"] = _digest(text)
-        return {"type": "tool_result", "tool_call_id": rest["function_response"]["id"], "content": text, "is_error": is_error}, rest
+        return _read_step(rest), rest
     if rest.keys() & {"function_call", "function_response"}:
         return _counted(rest)
     if "text" in rest:
-        if rest.get("thought"):
-            return {"type": "thinking", "text": rest.pop("text")}, rest
-        return {"type": "text", "text": rest.pop("text")}, rest
+        return {"type": "thinking" if rest.get("thought") else "text", "text": rest.pop("text")}, rest
     media = rest.get("inline_data") or rest.get("file_data")
     if media is not None and ("data" in media or "file_uri" in media):
         return _read_media(rest, dict(media))
     return _counted(rest)
+
+
+def _read_step(rest: _Fields) -> _Fields:
+    if "function_call" in rest:
+        call = rest["function_call"] = dict(rest["function_call"])
+        block = {"type": "tool_call", "id": call["id"], "name": call["name"]}
+        if "args" in call:
+            return block | {"arguments": call.pop("args")}
+        rest["no_args"] = True
+        return block
+    response = rest["function_response"].get("response")
+    text = _text_of(response)
+    rest["shown"] = _digest(text)
+    is_error = isinstance(response, dict) and "error" in response
+    return {"type": "tool_result", "tool_call_id": rest["function_response"]["id"], "content": text, "is_error": is_error}
 
 
 def _read_media(rest: _Fields, media: _Fields) -> tuple[_Fields, _Fields]:
@@ -208,6 +212,10 @@ def _write(block: ContentBlock) -> _Fields:
     if isinstance(block, ToolResultBlock):
         response = {"error" if block.is_error else "result": block.content}
         return {"function_response": {"id": block.tool_call_id, "name": "tool", "response": response}}
+    return _write_media(block)
+
+
+def _write_media(block: MediaBlock) -> _Fields:
     mime_type = block.mime_type or _MIME_TYPES[block.type]
     if block.data is not None:
         return {"inline_data": {"data": block.data.translate(_URL_SAFE), "mime_type": mime_type}}

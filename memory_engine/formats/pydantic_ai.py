@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import groupby
 from typing import Any
@@ -22,7 +22,6 @@ from memory_engine.errors import MissingExtraError
 from memory_engine.messages import (
     ChatMessage,
     ContentBlock,
-    ImageBlock,
     TextBlock,
     ThinkingBlock,
     ToolCallBlock,
@@ -50,9 +49,10 @@ _STANDARD, _URL_SAFE = str.maketrans("-_", "+/"), str.maketrans("+/", "-_")
 _files = TypeAdapter(list[ai.MultiModalContent], config=ConfigDict(ser_json_bytes="base64"))
 
 
-
-def from_model_messages(messages: Iterable[ai.ModelMessage]) -> list[ChatMessage]:
+def from_model_messages(messages: Iterable[ai.ModelMessage], *, known: Container[str] = ()) -> list[ChatMessage]:
     """The messages for those of pydantic-ai, each with an id that is the same every time.
+
+    Those whose first part has an id in `known` are left out.
 
     :raises InvalidMessageError: one of them cannot be kept exactly; nothing is dropped silently.
     """
@@ -61,7 +61,9 @@ def from_model_messages(messages: Iterable[ai.ModelMessage]) -> list[ChatMessage
     for message in messages:
         base = base_id(message)
         times[base] = times.get(base, 0) + 1
-        found += _read(message, base if times[base] == 1 else f"{base}:{times[base]}")
+        group = base if times[base] == 1 else f"{base}:{times[base]}"
+        if f"{group}/0" not in known:
+            found += _read(message, group)
     return found
 
 
@@ -90,7 +92,7 @@ def _read(message: ai.ModelMessage, base: str) -> list[ChatMessage]:
     found = []
     for at, (role, group) in enumerate(groups):
         layout = {"group": base, "at": at, "message": outer, "parts": [[rest, len(blocks)] for blocks, rest in group]}
-        fields = {"role": role, "id": f"{base}/{at}", "blocks": [block for blocks, _ in group for block in blocks]}
+        fields: _Fields = {"role": role, "id": f"{base}/{at}", "blocks": [block for blocks, _ in group for block in blocks]}
         fields["metadata"] = {"pydantic_ai": layout} | ({"pinned": False} if role == "developer" else {})
         if role == "tool":
             fields["tool_call_id"] = group[0][1]["tool_call_id"]
@@ -113,31 +115,29 @@ def _read_part(part: Any, fields: _Fields) -> tuple[list[_Fields], _Fields]:
     """The blocks of a part, and what of its fields is not in them."""
     rest = {key: value for key, value in fields.items() if value is not None or key == "content"}
     kind = part.part_kind
-    if kind in ("text", "system-prompt"):
+    if kind in ("text", "system-prompt") or (kind == "user-prompt" and isinstance(rest["content"], str)):
         return [{"type": "text", "text": rest.pop("content")}], rest
     if kind == "thinking":
         block = {"type": "thinking", "text": rest.pop("content")}
         return [block | ({"signature": rest.pop("signature")} if "signature" in rest else {})], rest
     if kind == "tool-call":
         block = {"type": "tool_call", "id": rest["tool_call_id"], "name": rest["tool_name"]}
-        if "args" not in rest:
-            return [block], rest | {"no_args": True}
-        return [block | {"arguments": rest.pop("args")}], rest
-    if kind == "user-prompt" and isinstance(rest["content"], str):
-        return [{"type": "text", "text": rest.pop("content")}], rest
+        given = {"arguments": rest.pop("args")} if "args" in rest else {}
+        return [block | given], rest | ({} if given else {"no_args": True})
     if kind == "user-prompt":
         read = [_read_item(item) for item in rest.pop("content")]
-        return [block for block, _ in read if block], rest | {"items": [item for _, item in read]}
-    if kind == "file":
-        block, rest["content"] = _read_item(rest["content"])
-        return [block] if block else [], rest
-    if kind == "speech":
-        blocks = [{"type": "text", "text": rest.pop("transcript")}] if "transcript" in rest else []
-        if "audio" in rest:
-            block, rest["audio"] = _read_item(rest["audio"])
-            blocks += [block] if block else []
-        return blocks, rest
+        return [found for found, _ in read if found], rest | {"items": [item for _, item in read]}
+    if kind in ("file", "speech"):
+        return _read_media(rest, "content" if kind == "file" else "audio")
     return _shown(part, rest), rest
+
+
+def _read_media(rest: _Fields, key: str) -> tuple[list[_Fields], _Fields]:
+    blocks = [{"type": "text", "text": rest.pop("transcript")}] if "transcript" in rest else []
+    if key in rest:
+        found, rest[key] = _read_item(rest[key])
+        blocks += [found] if found else []
+    return blocks, rest
 
 
 def _shown(part: Any, rest: _Fields) -> list[_Fields]:
@@ -224,31 +224,35 @@ def _write_parts(message: ChatMessage, names: Mapping[str, str]) -> list[_Fields
 
 
 def _write_part(fields: _Fields, blocks: Sequence[ContentBlock]) -> _Fields:
-    kind = fields["part_kind"]
     if fields.pop("whole", False):
         return fields
-    first = blocks[0] if blocks else None
+    taken = iter(blocks)
     if "items" in fields:
-        taken = iter(blocks)
         return fields | {"content": [_write_kept(item, taken) for item in fields.pop("items")]}
-    if kind == "file":
-        fields["content"] = _write_kept(fields["content"], iter(blocks))
-    elif kind == "speech":
-        texts = [block.text for block in blocks if isinstance(block, TextBlock)]
-        fields |= {"transcript": texts[0]} if texts else {}
-        if "audio" in fields:
-            fields["audio"] = _write_kept(fields["audio"], iter(blocks[len(texts) :]))
-    elif isinstance(first, ToolCallBlock):
-        fields |= {} if fields.pop("no_args", False) else {"args": first.arguments}
-    elif isinstance(first, ThinkingBlock) and kind == "thinking":
-        fields |= {"content": first.text} | ({} if first.signature is None else {"signature": first.signature})
-    elif isinstance(first, TextBlock):
-        shown = fields.pop("shown", None)
-        if "json" in fields:
-            fields["content"] = json.loads(fields.pop("json"))
-        if "content" not in fields or (shown is not None and _digest(first.text) != shown):
-            fields["content"] = first.text
-    return fields
+    if fields["part_kind"] == "file":
+        return fields | {"content": _write_kept(fields["content"], taken)}
+    first = blocks[0] if blocks else None
+    if fields["part_kind"] == "speech":
+        fields |= {"transcript": _write_item(next(taken))} if isinstance(first, TextBlock) else {}
+        return fields | ({"audio": _write_kept(fields["audio"], taken)} if "audio" in fields else {})
+    return fields | _write_words(fields, first)
+
+
+def _write_words(fields: _Fields, block: ContentBlock | None) -> _Fields:
+    if isinstance(block, ToolCallBlock):
+        return {} if fields.pop("no_args", False) else {"args": block.arguments}
+    if isinstance(block, ThinkingBlock):
+        return {"content": block.text} | ({} if block.signature is None else {"signature": block.signature})
+    return _write_text(fields, block.text) if isinstance(block, TextBlock) else {}
+
+
+def _write_text(fields: _Fields, text: str) -> _Fields:
+    """The content whose text this is: as it came, unless its text is another by now."""
+    shown = fields.pop("shown", None)
+    content = fields.pop("json", None)
+    if shown is not None and shown != _digest(text):
+        return {"content": text}
+    return {"content": fields.get("content", text) if content is None else json.loads(content)}
 
 
 def _digest(text: str) -> str:
@@ -293,7 +297,7 @@ def _write_foreign(message: ChatMessage, names: Mapping[str, str]) -> _Fields:
             {"part_kind": "tool-return", "tool_name": names.get(call_id, message.name or "tool"), "tool_call_id": call_id}
             | {"content": text, "outcome": "failed" if is_error else "success"}
             | when
-            for call_id, text, is_error in answers or [(message.tool_call_id, message.content, False)]
+            for call_id, text, is_error in answers or [(str(message.tool_call_id), message.content, False)]
         ]
     elif message.role == "user":
         items = [_write_item(block) for block in message.blocks]

@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from memory_engine.errors import ConfigurationError, MessageConflictError
-from memory_engine.formats.agent_framework import Message, from_message, to_message, to_messages
+from memory_engine.formats.agent_framework import from_message, to_message, to_messages
 from memory_engine.integrations.one_run import context_of_run
 from memory_engine.memory import Memory
 from memory_engine.messages import ChatMessage
 
 # After the import above, which says what is missing.
-from agent_framework import AgentSession, HistoryProvider, SessionContext, SupportsAgentRun  # isort: skip
+from agent_framework import AgentSession, HistoryProvider, Message, SessionContext, SupportsAgentRun  # isort: skip
 
 __all__ = ["MemoryHistoryProvider", "from_message", "to_message", "to_messages"]
 
@@ -47,7 +47,9 @@ class MemoryHistoryProvider(HistoryProvider):
             raise ConfigurationError("Give the run a session: agent.run(..., session=agent.create_session()).")
         return self._memory(session_id)
 
-    async def get_messages(self, session_id: str | None, *, state: dict[str, Any] | None = None, **kwargs: Any) -> list[Message]:
+    async def get_messages(
+        self, session_id: str | None, *, state: dict[str, Any] | None = None, **kwargs: Any
+    ) -> list[Message]:
         """What `memory.get()` returns."""
         return to_messages(await self.memory_of(session_id).get())
 
@@ -106,7 +108,9 @@ class _Loaded(HistoryProvider):
         super().__init__(source_id)
         self._messages = messages
 
-    async def get_messages(self, session_id: str | None, *, state: dict[str, Any] | None = None, **kwargs: Any) -> list[Message]:
+    async def get_messages(
+        self, session_id: str | None, *, state: dict[str, Any] | None = None, **kwargs: Any
+    ) -> list[Message]:
         return self._messages
 
     async def save_messages(self, session_id: str | None, messages: Sequence[Message], **kwargs: Any) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from memory_engine.errors import MessageConflictError
-from memory_engine.formats.google_adk import Event, from_event, to_content, to_event, types
+from memory_engine.formats.google_adk import from_event, to_content, to_event
 from memory_engine.integrations.one_run import context_of_run
 from memory_engine.memory import Memory
 from memory_engine.messages import ChatMessage
@@ -15,10 +15,12 @@ from memory_engine.messages import ChatMessage
 # After the import above, which says what is missing.
 from google.adk.agents.callback_context import CallbackContext  # isort: skip
 from google.adk.agents.invocation_context import InvocationContext  # isort: skip
+from google.adk.events import Event  # isort: skip
 from google.adk.models.llm_request import LlmRequest  # isort: skip
 from google.adk.models.llm_response import LlmResponse  # isort: skip
 from google.adk.plugins.base_plugin import BasePlugin  # isort: skip
 from google.adk.sessions.session import Session  # isort: skip
+from google.genai import types  # isort: skip
 
 __all__ = ["MemoryPlugin", "from_event", "to_content", "to_event"]
 
@@ -51,9 +53,7 @@ class MemoryPlugin(BasePlugin):
         await self._save(invocation_context.session, invocation_context.invocation_id, [*own, event])
         return None
 
-    async def before_model_callback(
-        self, *, callback_context: CallbackContext, llm_request: LlmRequest
-    ) -> LlmResponse | None:
+    async def before_model_callback(self, *, callback_context: CallbackContext, llm_request: LlmRequest) -> LlmResponse | None:
         """Give the model what memory has for it."""
         session, run_id = callback_context.session, callback_context.invocation_id
         memory = self.memory_of(session)

@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from memory_engine.errors import MessageConflictError
-from memory_engine.formats.pydantic_ai import MARK, ai, from_model_messages, to_model_messages
+from memory_engine.formats.pydantic_ai import MARK, from_model_messages, to_model_messages
 from memory_engine.integrations.one_run import context_of_run
 from memory_engine.memory import Memory
 from memory_engine.messages import ChatMessage
 
 # After the import above, which says what is missing.
 from pydantic_ai import RunContext  # isort: skip
+from pydantic_ai import messages as ai  # isort: skip
 from pydantic_ai.capabilities import AbstractCapability, WrapRunHandler  # isort: skip
 from pydantic_ai.models import ModelRequestContext  # isort: skip
 from pydantic_ai.run import AgentRunResult  # isort: skip
@@ -36,6 +37,7 @@ class AgentMemory(AbstractCapability[Any]):
     memory: Memory
     _live: RunContext[Any] = field(init=False, repr=False, compare=False)
     _given: list[ai.ModelMessage] = field(default_factory=list, init=False, repr=False, compare=False)
+    _known: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
     _stored: dict[str, ChatMessage] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     async def for_run(self, ctx: RunContext[Any]) -> AgentMemory:
@@ -59,9 +61,10 @@ class AgentMemory(AbstractCapability[Any]):
         return request_context
 
     async def _save(self) -> None:
-        said = from_model_messages(self._own())
-        new = [message for message in said if message.id not in self._stored and message.role != "system"]
-        self._stored |= {str(message.id): message for message in await _put_new(self.memory, new)}
+        said = from_model_messages(self._own(), known=self._known)
+        for message in await _put_new(self.memory, [message for message in said if message.role != "system"]):
+            self._stored[str(message.id)] = message
+        self._known.update(str(message.id) for message in said)
 
     def _own(self) -> list[ai.ModelMessage]:
         """What this run has said. A request that it takes up again may be merged into a new one: its parts tell it."""

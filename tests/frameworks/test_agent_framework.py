@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -37,7 +39,9 @@ class ScriptedClient(FunctionInvocationLayer, ChatMiddlewareLayer, BaseChatClien
         super().__init__()
         self.answer = answer
 
-    def _inner_get_response(self, *, messages: Sequence[Message], stream: bool, options: Mapping[str, Any], **kwargs: Any) -> Any:
+    def _inner_get_response(
+        self, *, messages: Sequence[Message], stream: bool, options: Mapping[str, Any], **kwargs: Any
+    ) -> Any:
         async def whole() -> ChatResponse:
             return ChatResponse(messages=[await self.answer(messages)])
 
@@ -71,6 +75,7 @@ def agent_with(answer: Answer, memory: Any) -> Agent:
 @pytest.mark.parametrize("stream", [False, True])
 async def test_conversation(tmp_path: Path, stream: bool) -> None:
     uri = f"sqlite+aiosqlite:///{tmp_path / 'memory.db'}"
+    text = ""
     for turns in (range(scenario.RESTART), range(scenario.RESTART, scenario.TURNS)):
         script = scenario.Script()
         async with scenario.engine_at(uri) as engine:
@@ -82,10 +87,11 @@ async def test_conversation(tmp_path: Path, stream: bool) -> None:
                     result = await agent.run(scenario.user_text(turn), session=session, stream=True).get_final_response()
                 else:
                     result = await agent.run(scenario.user_text(turn), session=session)
+                text = result.text
                 await memory.drain()
             assert script.problems == []
             if turns[-1] == scenario.TURNS - 1:
-                assert scenario.CODE_WORD in result.text
+                assert scenario.CODE_WORD in text
                 await scenario.check_history(memory)
 
 
@@ -187,6 +193,21 @@ async def test_a_giant_result_of_a_tool_stays_within_the_budget() -> None:
         assert max(len(m.blocks[0].content) for m in await memory.get_all() if m.role == "tool") == 50_000
 
 
+def test_without_the_package_the_error_names_the_extra() -> None:
+    program = """
+import sys
+import memory_engine
+assert "agent_framework" not in sys.modules
+sys.modules["agent_framework"] = None
+try:
+    import memory_engine.integrations.agent_framework
+except memory_engine.errors.MissingExtraError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert "pip install 'memory-engine-blocks[agent-framework]'" in done.stdout, done.stderr
+
+
 # -- every message that the framework has ----------------------------------------------------------------------
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
@@ -202,8 +223,8 @@ plain = st.recursive(
 properties = st.dictionaries(names, texts | numbers | st.lists(texts, max_size=2), max_size=2)
 arguments = st.none() | texts | st.dictionaries(names, texts | numbers, max_size=2)
 extra = {"additional_properties": properties}
-annotations = st.none() | st.just([{"type": "citation", "title": "A source", "url": "https://example.com"}])
-text_contents = st.builds(Content.from_text, texts, annotations=annotations, **extra)
+sources: st.SearchStrategy[Any] = st.none() | st.just([{"type": "citation", "title": "A source", "url": "https://example.com"}])
+text_contents = st.builds(Content.from_text, texts, annotations=sources, **extra)
 media_types = st.sampled_from(["image/png", "audio/wav", "video/mp4", "application/pdf"])
 medium = st.builds(Content.from_data, st.binary(max_size=9), media_types, **extra) | st.builds(
     Content.from_uri, names.map(lambda name: f"https://example.com/{name}"), media_type=media_types, **extra
@@ -216,13 +237,17 @@ contents = st.one_of(
     medium,
     call_contents,
     st.builds(Content.from_text_reasoning, id=maybe, text=st.none() | texts, protected_data=st.none() | texts, **extra),
-    st.builds(Content.from_function_result, names, result=plain | st.lists(text_contents | medium, min_size=1, max_size=2), **extra),
+    st.builds(
+        Content.from_function_result, names, result=plain | st.lists(text_contents | medium, min_size=1, max_size=2), **extra
+    ),
     st.builds(Content.from_error, message=texts, error_code=maybe, error_details=maybe, **extra),
     st.builds(Content.from_usage, st.dictionaries(st.just("input_token_count"), st.integers(0, 9)), **extra),
     st.builds(Content.from_hosted_file, names, name=maybe, **extra),
     st.builds(Content.from_hosted_vector_store, names, **extra),
     st.builds(Content.from_code_interpreter_tool_call, call_id=maybe, inputs=st.none() | st.lists(text_contents, max_size=2)),
-    st.builds(Content.from_code_interpreter_tool_result, call_id=maybe, outputs=st.none() | st.lists(text_contents, max_size=2)),
+    st.builds(
+        Content.from_code_interpreter_tool_result, call_id=maybe, outputs=st.none() | st.lists(text_contents, max_size=2)
+    ),
     st.builds(Content.from_mcp_server_tool_call, names, names, server_name=maybe, arguments=arguments),
     st.builds(Content.from_mcp_server_tool_result, names, output=st.none() | texts),
     st.builds(Content.from_function_approval_request, names, call_contents),

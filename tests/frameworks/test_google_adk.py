@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import pytest
 import scenario
 from google.adk.agents import LlmAgent
-from google.adk.agents.run_config import RunConfig, StreamingMode
+from google.adk.agents.run_config import RunConfig, StreamingMode  # type: ignore[attr-defined]
 from google.adk.apps import App
 from google.adk.events import Event, EventActions
 from google.adk.models.base_llm import BaseLlm
@@ -40,7 +42,8 @@ class ScriptedLlm(BaseLlm):
         sent += [from_event(Event(author="", content=content)) for content in llm_request.contents]
         reply = await self.answer(sent)
         parts = [
-            types.Part(function_call=types.FunctionCall(id=call.id, name=call.name, args=call.arguments)) for call in reply.calls
+            types.Part(function_call=types.FunctionCall(id=call.id, name=call.name, args=call.arguments))
+            for call in reply.calls
         ]
         if stream and reply.text:
             for word in reply.text.split():
@@ -75,6 +78,7 @@ async def run(runner: Runner, text: str, session: str = "conversation", **settin
 
 async def test_conversation(tmp_path: Path) -> None:
     uri = f"sqlite+aiosqlite:///{tmp_path / 'memory.db'}"
+    answer = ""
     for turns in (range(scenario.RESTART), range(scenario.RESTART, scenario.TURNS)):
         script = scenario.Script()
         async with scenario.engine_at(uri) as engine:
@@ -167,6 +171,21 @@ async def test_a_run_that_fails_is_taken_up_again_by_its_invocation() -> None:
         assert len({m.id for m in stored}) == len(stored)
 
 
+def test_without_the_package_the_error_names_the_extra() -> None:
+    program = """
+import sys
+import memory_engine
+assert not [name for name in sys.modules if name.startswith("google")]
+sys.modules["google.adk"] = None
+try:
+    import memory_engine.integrations.google_adk
+except memory_engine.errors.MissingExtraError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert "pip install 'memory-engine-blocks[google-adk]'" in done.stdout, done.stderr
+
+
 # -- every event that the kit has -------------------------------------------------------------------------------
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
@@ -225,9 +244,7 @@ events = st.builds(
     grounding_metadata=st.none() | st.builds(types.GroundingMetadata, web_search_queries=st.lists(texts, max_size=2)),
     finish_reason=st.sampled_from([None, types.FinishReason.STOP]),
     long_running_tool_ids=st.none() | st.sets(names, max_size=2),
-    actions=st.builds(
-        EventActions, state_delta=objects, skip_summarization=st.none() | st.booleans(), transfer_to_agent=maybe
-    ),
+    actions=st.builds(EventActions, state_delta=objects, skip_summarization=st.none() | st.booleans(), transfer_to_agent=maybe),
 )
 
 

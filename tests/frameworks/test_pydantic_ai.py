@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +42,14 @@ from memory_engine.integrations.pydantic_ai import (
 from memory_engine.messages import decode, encode
 
 
-def scripted(script: scenario.Script) -> FunctionModel:
-    def reply(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
-        reply = script.reply_to(from_model_messages(messages))
-        calls = [ToolCallPart(call.name, call.arguments_json, call.id) for call in reply.calls]
-        return ModelResponse(parts=calls or [TextPart(reply.text)])
+def reply_of(script: scenario.Script, messages: list[ModelMessage]) -> ModelResponse:
+    reply = script.reply_to(from_model_messages(messages))
+    calls = [ToolCallPart(call.name, call.arguments_json, call.id) for call in reply.calls]
+    return ModelResponse(parts=calls or [TextPart(reply.text)])
 
-    return FunctionModel(reply)
+
+def scripted(script: scenario.Script) -> FunctionModel:
+    return FunctionModel(lambda messages, info: reply_of(script, messages))
 
 
 def agent_with(script: scenario.Script, **settings: Any) -> Agent[None, str]:
@@ -59,22 +61,24 @@ def agent_with(script: scenario.Script, **settings: Any) -> Agent[None, str]:
 
 async def test_conversation_with_capability(tmp_path: Path) -> None:
     uri = f"sqlite+aiosqlite:///{tmp_path / 'memory.db'}"
+    output = ""
     for turns in (range(scenario.RESTART), range(scenario.RESTART, scenario.TURNS)):
         script = scenario.Script()
         async with scenario.engine_at(uri) as engine:
             memory = engine.session("conversation")
             agent = agent_with(script, system_prompt="You know the weather.")
             for turn in turns:
-                result = await agent.run(scenario.user_text(turn), capabilities=[AgentMemory(memory)])
+                output = (await agent.run(scenario.user_text(turn), capabilities=[AgentMemory(memory)])).output
                 await memory.drain()
             assert script.problems == []
             if turns[-1] == scenario.TURNS - 1:
-                assert scenario.CODE_WORD in result.output
+                assert scenario.CODE_WORD in output
                 await scenario.check_history(memory)
 
 
 async def test_conversation_with_message_history(tmp_path: Path) -> None:
     uri = f"sqlite+aiosqlite:///{tmp_path / 'memory.db'}"
+    output = ""
     for turns in (range(scenario.RESTART), range(scenario.RESTART, scenario.TURNS)):
         # Within a run nothing is cut: the history of the run comes on top of what memory gave.
         script = scenario.Script(budget=2 * scenario.TOKEN_LIMIT)
@@ -84,12 +88,13 @@ async def test_conversation_with_message_history(tmp_path: Path) -> None:
             for turn in turns:
                 prompt = scenario.user_text(turn)
                 result = await agent.run(prompt, message_history=await load_history(memory, prompt))
+                output = result.output
                 await save_messages(memory, result.new_messages())
                 await save_messages(memory, result.new_messages())
                 await memory.drain()
             assert script.problems == []
             if turns[-1] == scenario.TURNS - 1:
-                assert scenario.CODE_WORD in result.output
+                assert scenario.CODE_WORD in output
                 await scenario.check_history(memory)
 
 
@@ -105,7 +110,7 @@ async def test_a_run_that_fails_is_taken_up_again_without_its_prompt() -> None:
     def reply(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
         if broken["model"]:
             raise RuntimeError("the model is broken")
-        return scripted(script).function(messages, info)
+        return reply_of(script, messages)
 
     def weather(town: str) -> str:
         if broken["tool"]:
@@ -139,9 +144,7 @@ async def test_three_runs_at_once() -> None:
     async def reply(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
         # Every step of the three runs happens between steps of the others.
         await arrived.wait()
-        reply = script.reply_to(from_model_messages(messages))
-        calls = [ToolCallPart(call.name, call.arguments_json, call.id) for call in reply.calls]
-        return ModelResponse(parts=calls or [TextPart(reply.text)])
+        return reply_of(script, messages)
 
     agent = Agent(FunctionModel(reply), tools=[scenario.weather, scenario.add])
     async with scenario.engine_at("sqlite+aiosqlite:///:memory:") as engine:
@@ -160,7 +163,6 @@ async def test_three_runs_at_once() -> None:
         assert len([c for m in stored for c in m.tool_calls]) == 18
         assert len([m for m in stored if m.content.startswith("Answer")]) == 9
         assert await memory.get_all(archived=True)
-
 
 
 async def test_streaming_stores_what_was_said_once() -> None:
@@ -241,7 +243,7 @@ async def test_a_giant_result_of_a_tool_stays_within_the_budget() -> None:
         assert result.output == "Answer to 2, with tools."
         assert script.problems == []
         # The run itself, and what is stored, have it whole.
-        returned = [p.content for m in result.all_messages() for p in m.parts if p.part_kind == "tool-return"]
+        returned: list[Any] = [p.content for m in result.all_messages() for p in m.parts if p.part_kind == "tool-return"]
         assert returned[0]["forecast"] == "It rains. " * 5_000
         assert [message for message in from_model_messages(result.all_messages()) if message.role == "tool"] == [
             message.model_copy(update={"created_at": None}) for message in await memory.get_all() if message.role == "tool"
@@ -260,7 +262,9 @@ async def test_a_run_of_many_steps_stays_within_the_budget() -> None:
         assert "Walk." in str(texts), "the request was forgotten"
         done = [part.content for message in messages for part in message.parts if part.part_kind == "tool-return"]
         assert asked == 1 or done[-1].startswith(f"Step {asked - 1}")
-        return ModelResponse(parts=[TextPart("There.") if asked > 60 else ToolCallPart("walk", {"step": asked}, f"step-{asked}")])
+        return ModelResponse(
+            parts=[TextPart("There.") if asked > 60 else ToolCallPart("walk", {"step": asked}, f"step-{asked}")]
+        )
 
     def walk(step: int) -> str:
         return f"Step {step}. {scenario.FILLER}"
@@ -307,7 +311,7 @@ async def test_messages_that_others_stored() -> None:
         await memory.put({"role": "tool", "tool_call_id": "c-1", "content": "a cat"})
         await memory.put({"role": "assistant", "content": "A cat."})
         history = await load_history(memory)
-        found = [part for message in history for part in message.parts]
+        found: list[Any] = [part for message in history for part in message.parts]
         assert [part.part_kind for part in found] == ["system-prompt", "user-prompt", "tool-call", "tool-return", "text"]
         assert found[1].content[0] == "What is it?" and found[1].content[1].data == b"\xfb\xef\xff"
         assert (found[2].tool_name, found[2].args) == ("look", '{"closely": true}')
@@ -343,7 +347,8 @@ async def test_another_process_goes_on(tmp_path: Path) -> None:
     await talk(uri, 0, 3)
     folder = Path(__file__).parent
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(folder.parent.parent)])}
-    done = subprocess.run([sys.executable, "-c", PROGRAM, uri], env=environment, capture_output=True, text=True)
+    run = partial(subprocess.run, env=environment, capture_output=True, text=True)
+    done = await asyncio.to_thread(run, [sys.executable, "-c", PROGRAM, uri])
     assert (done.returncode, done.stdout) == (0, "3\n"), done.stderr
 
 
@@ -377,7 +382,9 @@ plain = st.recursive(
 objects = st.dictionaries(texts, plain, max_size=3)
 details = st.none() | objects
 media_types = st.sampled_from(["image/png", "audio/wav", "video/mp4", "application/pdf", "odd type, really"])
-binary = st.builds(ai.BinaryContent, data=st.binary(max_size=9), media_type=media_types, vendor_metadata=details, identifier=maybe)
+binary = st.builds(
+    ai.BinaryContent, data=st.binary(max_size=9), media_type=media_types, vendor_metadata=details, identifier=maybe
+)
 urls = st.one_of(
     [
         st.builds(
@@ -400,7 +407,9 @@ items = st.one_of(
     st.builds(ai.TextContent, texts, metadata=plain),
     st.builds(ai.CachePoint, ttl=st.sampled_from(["5m", "1h"])),
 )
-retries = st.builds(ai.RetryInfo, cause=st.sampled_from(["validation_error", "model_retry"]), attempt=st.none() | st.integers(0, 9))
+retries = st.builds(
+    ai.RetryInfo, cause=st.sampled_from(["validation_error", "model_retry"]), attempt=st.none() | st.integers(0, 9)
+)
 contents = st.one_of(texts, plain, binary, urls, st.lists(texts | plain | binary | urls, max_size=3))
 instruction_ids = st.builds(ai.InstructionId, st.builds(ai.ToolsetInstructionSource, id=names), name=maybe)
 request_parts = st.one_of(
@@ -442,11 +451,17 @@ response_parts = st.one_of(
     st.builds(ai.ThinkingPart, texts, signature=st.none() | texts, **named),
     st.builds(ai.ToolCallPart, names, tool_call_id=names, **calls),
     st.builds(ai.NativeToolCallPart, names, tool_call_id=names, **calls),
-    st.builds(ai.NativeToolReturnPart, names, contents, names, timestamp=moments, provider_name=maybe, provider_details=details),
+    st.builds(
+        ai.NativeToolReturnPart, names, contents, names, timestamp=moments, provider_name=maybe, provider_details=details
+    ),
     st.builds(ai.FilePart, binary, **named),
     st.builds(ai.CompactionPart, st.none() | texts, **named, metadata=details),
     st.builds(
-        ai.SpeechPart, speaker=st.just("assistant"), transcript=st.none() | texts, audio=st.none() | binary, provider_details=details
+        ai.SpeechPart,
+        speaker=st.just("assistant"),
+        transcript=st.none() | texts,
+        audio=st.none() | binary,
+        provider_details=details,
     ),
 )
 
@@ -454,7 +469,9 @@ response_parts = st.one_of(
 def with_one_call_each(parts: list[Any]) -> list[Any]:
     """No two calls of a message with one id."""
     seen: set[str] = set()
-    return [p for p in parts if not isinstance(p, ai.ToolCallPart) or (p.tool_call_id not in seen and not seen.add(p.tool_call_id))]
+    return [
+        p for p in parts if not isinstance(p, ai.ToolCallPart) or (p.tool_call_id not in seen and not seen.add(p.tool_call_id))
+    ]
 
 
 runs = {"run_id": maybe, "conversation_id": maybe, "metadata": details}
