@@ -1,0 +1,224 @@
+"""Messages of Microsoft Agent Framework, in and out: one `ChatMessage` for each `Message`.
+
+Texts, media, reasoning, calls and results are content blocks; all the rest is kept in `metadata["agent_framework"]`, as the
+framework's own `to_dict` writes it (which leaves out `raw_representation` and what an exception said). Contents that have no
+block of their own (hosted tools, approvals, ...) are counted as reasoning. A role of the application's own becomes `developer`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from memory_engine.errors import MissingExtraError
+from memory_engine.messages import (
+    ChatMessage,
+    ContentBlock,
+    MediaBlock,
+    TextBlock,
+    ThinkingBlock,
+    ToolCallBlock,
+    ToolResultBlock,
+    invalid_message,
+)
+
+try:
+    from agent_framework import Content, Message
+except ImportError as error:
+    raise MissingExtraError(
+        "Messages of Microsoft Agent Framework need the package agent-framework-core; "
+        "pip install 'memory-engine-blocks[agent-framework]'."
+    ) from error
+
+__all__ = ["from_message", "to_message", "to_messages"]
+
+_Fields = dict[str, Any]
+_DATA_URI = re.compile(r"data:([!-+\--~]{1,255});base64,([A-Za-z0-9+/=]*)")
+_MIME_TYPE = re.compile(r"[!-+\--~]{1,255}")
+_MIME_TYPES = {"image": "image/png", "audio": "audio/wav", "video": "video/mp4", "document": "application/octet-stream"}
+_SILENT = frozenset({"usage"})
+"""What no model reads."""
+
+
+# -- in ------------------------------------------------------------------------------------------------------
+
+
+def from_message(message: Message) -> ChatMessage:
+    """The message for one of the framework's; its `message_id` becomes the `id`.
+
+    :raises InvalidMessageError: it cannot be kept exactly; nothing is dropped silently.
+    """
+    source = message.to_dict()
+    contents = source.pop("contents", [])
+    role = _role(message)
+    # Only these can be a step of ours: calls that somebody answers, once each, and their results.
+    calls = _once(contents, "function_call") if role == "assistant" else {}
+    results = _once(contents, "function_result")
+    steps = results if role == "tool" else {key: at for key, at in calls.items() if key not in results}
+    read = [_read(content, is_step=at in steps.values()) for at, content in enumerate(contents)]
+    blocks = [block for block, _ in read if block]
+    layout = {"message": source, "contents": [[rest, block is not None] for block, rest in read]}
+    fields: _Fields = {"role": role, "blocks": blocks, "metadata": {"agent_framework": layout}}
+    fields["metadata"] |= {"pinned": False} if role == "developer" else {}
+    if message.message_id and "\\0" not in message.message_id:
+        fields["id"] = message.message_id[:512]
+    try:
+        return ChatMessage.model_validate(fields)
+    except ValidationError as error:
+        raise invalid_message(error) from error
+
+
+def _role(message: Message) -> str:
+    types = {content.type for content in message.contents}
+    if message.role == "tool" or (message.role == "user" and "function_result" in types):
+        return "tool" if any(c.type == "function_result" and c.call_id for c in message.contents) else "developer"
+    return message.role if message.role in ("system", "user", "assistant") else "developer"
+
+
+def _once(contents: Sequence[_Fields], kind: str) -> dict[str, int]:
+    """The places of the calls or results, by the id of the call, of each the first."""
+    found: dict[str, int] = {}
+    for at, content in enumerate(contents):
+        is_named = content.get("name") or kind == "function_result"
+        if content["type"] == kind and content.get("call_id") and is_named and not content.get("informational_only"):
+            found.setdefault(content["call_id"], at)
+    return found
+
+
+def _read(content: _Fields, *, is_step: bool) -> tuple[_Fields | None, _Fields]:
+    """The block of a content, and what of it is not in the block."""
+    rest = dict(content)
+    kind = rest["type"]
+    if kind == "text":
+        return {"type": "text", "text": rest.pop("text")}, rest
+    if kind == "text_reasoning":
+        rest |= {} if "text" in rest else {"no_text": True}
+        block = {"type": "thinking", "text": rest.pop("text", "")}
+        return block | ({"signature": rest.pop("protected_data")} if "protected_data" in rest else {}), rest
+    if is_step:
+        return _read_step(rest), rest
+    if kind in ("data", "uri") and isinstance(rest.get("uri"), str):
+        return _read_media(rest), rest
+    if kind in _SILENT:
+        return None, rest
+    return {"type": "thinking", "text": json.dumps(rest, ensure_ascii=False, sort_keys=True)}, rest | {"whole": True}
+
+
+def _read_step(rest: _Fields) -> _Fields:
+    if rest["type"] == "function_call":
+        block = {"type": "tool_call", "id": rest["call_id"], "name": rest["name"]}
+        if "arguments" in rest:
+            return block | {"arguments": rest.pop("arguments")}
+        rest["no_arguments"] = True
+        return block
+    result = rest.get("result")
+    text = result if isinstance(result, str) else "" if result is None else json.dumps(result, ensure_ascii=False)
+    rest["shown"] = _digest(text)
+    return {"type": "tool_result", "tool_call_id": rest["call_id"], "content": text, "is_error": "exception" in rest}
+
+
+def _read_media(rest: _Fields) -> _Fields:
+    media_type = str(rest.get("media_type") or "")
+    family = media_type.partition("/")[0]
+    block: _Fields = {"type": family if family in ("image", "audio", "video") else "document"}
+    found = _DATA_URI.fullmatch(rest["uri"])
+    if found:
+        del rest["uri"]
+        return block | {"mime_type": found[1], "data": found[2]}
+    block |= {"mime_type": media_type} if _MIME_TYPE.fullmatch(media_type) else {}
+    return block | {"url": rest.pop("uri")}
+
+
+# -- out -----------------------------------------------------------------------------------------------------
+
+
+def to_messages(messages: Iterable[ChatMessage]) -> list[Message]:
+    """The messages as the framework's, one for each, new objects."""
+    return [to_message(message) for message in messages]
+
+
+def to_message(message: ChatMessage) -> Message:
+    """The message as the framework's. Texts are what the blocks say, also where memory shortened or inserted something."""
+    layout = message.metadata.get("agent_framework")
+    blocks = [block for block in message.blocks if block.origin is None]
+    inserted = [_write(block) for block in message.blocks if block.origin is not None]
+    if not isinstance(layout, Mapping):
+        return Message("system" if message.role == "developer" else message.role, _foreign(message), message_id=message.id)
+    ids = {call.id for call in message.tool_calls} | set(message.tool_results)
+    kept = [(rest, has_block) for rest, has_block in layout["contents"] if _is_there(rest, has_block, ids)]
+    if sum(has_block for _, has_block in kept) == len(blocks):
+        taken = iter(blocks)
+        contents = [_fill(_thaw(rest), next(taken) if has_block else None) for rest, has_block in kept]
+    else:
+        contents = [_write(block) for block in blocks]  # somebody changed it
+    return Message.from_dict({**_thaw(layout["message"]), "contents": inserted + contents})
+
+
+def _is_there(rest: Mapping[str, Any], has_block: bool, ids: set[str]) -> bool:
+    """A view leaves out calls that were never answered."""
+    is_step = rest["type"] in ("function_call", "function_result") and not rest.get("whole")
+    return not (is_step and has_block) or rest["call_id"] in ids
+
+
+def _fill(rest: _Fields, block: ContentBlock | None) -> _Fields:
+    if rest.pop("whole", False) or block is None:
+        return rest
+    if isinstance(block, TextBlock):
+        return rest | {"text": block.text}
+    if isinstance(block, ThinkingBlock):
+        rest |= {} if rest.pop("no_text", False) and not block.text else {"text": block.text}
+        return rest | ({} if block.signature is None else {"protected_data": block.signature})
+    if isinstance(block, ToolCallBlock):
+        return rest | ({} if rest.pop("no_arguments", False) else {"arguments": _thaw(block.arguments)})
+    if isinstance(block, ToolResultBlock):
+        if rest.pop("shown") != _digest(block.content):
+            rest.pop("items", None)
+            rest["result"] = block.content
+        return rest
+    return _write(block) | rest
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def _write(block: ContentBlock) -> _Fields:
+    if isinstance(block, TextBlock):
+        return {"type": "text", "text": block.text}
+    if isinstance(block, ThinkingBlock):
+        return {"type": "text_reasoning", "text": block.text, "protected_data": block.signature}
+    if isinstance(block, ToolCallBlock):
+        return {"type": "function_call", "call_id": block.id, "name": block.name, "arguments": _thaw(block.arguments)}
+    if isinstance(block, ToolResultBlock):
+        content = Content.from_function_result(block.tool_call_id, result=block.content)
+        return content.to_dict() | ({"exception": "failed"} if block.is_error else {})
+    return _write_media(block)
+
+
+def _write_media(block: MediaBlock) -> _Fields:
+    mime_type = block.mime_type or _MIME_TYPES[block.type]
+    if block.data is not None:
+        return {"type": "data", "uri": f"data:{mime_type};base64,{block.data}", "media_type": mime_type}
+    if block.url is not None:
+        return {"type": "uri", "uri": block.url, "media_type": mime_type}
+    return {"type": "hosted_file", "file_id": getattr(block, "file_id", None)}
+
+
+def _foreign(message: ChatMessage) -> list[_Fields]:
+    """The contents of a message that did not come from the framework."""
+    if message.tool_call_id is None:
+        return [_write(block) for block in message.blocks]
+    others = [_write(block) for block in message.blocks if not isinstance(block, TextBlock)]
+    return [_write(ToolResultBlock(tool_call_id=message.tool_call_id, content=message.content)), *others]
+
+
+def _thaw(value: Any) -> Any:
+    """A changeable copy: what goes out belongs to the framework."""
+    if isinstance(value, Mapping):
+        return {key: _thaw(item) for key, item in value.items()}
+    return [_thaw(item) for item in value] if isinstance(value, list) else value

@@ -1,0 +1,98 @@
+"""Memory for agents of pydantic-ai: `capabilities=[AgentMemory(memory)]`, or history in and out by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from memory_engine.errors import MessageConflictError
+from memory_engine.formats.pydantic_ai import MARK, from_model_messages, to_model_messages
+from memory_engine.integrations.one_run import context_of_run
+from memory_engine.memory import Memory
+from memory_engine.messages import ChatMessage
+
+# After the import above, which says what is missing.
+from pydantic_ai import RunContext  # isort: skip
+from pydantic_ai import messages as ai  # isort: skip
+from pydantic_ai.capabilities import AbstractCapability, WrapRunHandler  # isort: skip
+from pydantic_ai.models import ModelRequestContext  # isort: skip
+from pydantic_ai.run import AgentRunResult  # isort: skip
+
+__all__ = ["AgentMemory", "from_model_messages", "load_history", "save_messages", "to_model_messages"]
+
+
+@dataclass
+class AgentMemory(AbstractCapability[Any]):
+    """A session's memory for runs of an agent: `agent.run(..., capabilities=[AgentMemory(memory)])`, or on the agent itself.
+
+    Each request to the model gets what `memory.get()` gives, with the messages of this run last, in place of the history
+    that the framework would send. Messages are stored when the model is asked and when the run ends, however it ends; so
+    a run that failed is taken up again by `agent.run(message_history=await load_history(memory), capabilities=...)`,
+    without its prompt. System prompts of the agent are sent first and not stored; they, the instructions and the tools
+    have their room in `reserved_tokens`.
+    """
+
+    memory: Memory
+    _live: RunContext[Any] = field(init=False, repr=False, compare=False)
+    _given: list[ai.ModelMessage] = field(default_factory=list, init=False, repr=False, compare=False)
+    _known: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
+    _stored: dict[str, ChatMessage] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    async def for_run(self, ctx: RunContext[Any]) -> AgentMemory:
+        return AgentMemory(self.memory)
+
+    async def wrap_run(self, ctx: RunContext[Any], *, handler: WrapRunHandler) -> AgentRunResult[Any]:
+        self._given, self._live = list(ctx.messages), ctx
+        try:
+            return await handler()
+        finally:
+            await self._save()
+
+    async def prepare_model_request(self, ctx: RunContext[Any], request_context: ModelRequestContext) -> ModelRequestContext:
+        self._live = ctx  # its list of messages is the one that grows; that of `wrap_run` stays as it was
+        await self._save()
+        if isinstance(request_context.messages[-1], ai.ModelRequest):  # else the provider goes on with what it suspended
+            view = await context_of_run(self.memory, list(self._stored.values()))
+            prompts = [part for message in self._own() for part in message.parts if isinstance(part, ai.SystemPromptPart)]
+            first: list[ai.ModelMessage] = [ai.ModelRequest(parts=prompts)] if prompts else []
+            request_context.messages = first + to_model_messages(view)
+        return request_context
+
+    async def _save(self) -> None:
+        said = from_model_messages(self._own(), known=self._known)
+        for message in await _put_new(self.memory, [message for message in said if message.role != "system"]):
+            self._stored[str(message.id)] = message
+        self._known.update(str(message.id) for message in said)
+
+    def _own(self) -> list[ai.ModelMessage]:
+        """What this run has said. A request that it takes up again may be merged into a new one: its parts tell it."""
+        given = {id(part) for message in self._given for part in message.parts}
+        messages = [message for message in self._live.messages if message.run_id == self._live.run_id]
+        return [message for message in messages if not any(id(part) in given for part in message.parts)]
+
+
+async def load_history(memory: Memory, query: str | None = None) -> list[ai.ModelMessage]:
+    """What `agent.run(..., message_history=...)` takes: the view that `memory.get(query)` returns."""
+    return to_model_messages(await memory.get(query))
+
+
+async def save_messages(memory: Memory, messages: Iterable[ai.ModelMessage]) -> None:
+    """Store what is new among a run's messages: `result.new_messages()`, or all of them. Doing it again changes nothing.
+
+    :raises InvalidMessageError: one of them cannot be kept exactly.
+    """
+    own = [message for message in messages if MARK not in (message.metadata or {})]
+    await _put_new(memory, from_model_messages(own))
+
+
+async def _put_new(memory: Memory, messages: Sequence[ChatMessage]) -> list[ChatMessage]:
+    """Store the messages; where one is stored already, that one stays: what came back may be a shortened view of it."""
+    try:
+        return await memory.put_messages(messages)
+    except MessageConflictError:
+        for message in messages:
+            with suppress(MessageConflictError):
+                await memory.put(message)
+        return list(messages)

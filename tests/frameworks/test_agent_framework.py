@@ -1,0 +1,277 @@
+"""Agents of Microsoft Agent Framework on one memory, with a chat client that follows a script."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import scenario
+from agent_framework import (
+    Agent,
+    AgentSession,
+    BaseChatClient,
+    ChatMiddlewareLayer,
+    ChatResponse,
+    ChatResponseUpdate,
+    Content,
+    FunctionInvocationLayer,
+    Message,
+)
+from agent_framework._types import ContentType
+from hypothesis import given
+from hypothesis import strategies as st
+
+from memory_engine.integrations.agent_framework import MemoryHistoryProvider, from_message, to_message
+from memory_engine.messages import decode, encode
+
+Answer = Callable[[Sequence[Message]], Awaitable[Message]]
+
+
+class ScriptedClient(FunctionInvocationLayer, ChatMiddlewareLayer, BaseChatClient):
+    """A model that answers by a function."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def _inner_get_response(
+        self, *, messages: Sequence[Message], stream: bool, options: Mapping[str, Any], **kwargs: Any
+    ) -> Any:
+        async def whole() -> ChatResponse:
+            return ChatResponse(messages=[await self.answer(messages)])
+
+        async def updates() -> AsyncIterator[ChatResponseUpdate]:
+            message = await self.answer(messages)
+            for content in message.contents:
+                yield ChatResponseUpdate(contents=[content], role="assistant")
+
+        return self._build_response_stream(updates()) if stream else whole()
+
+
+def answering(script: scenario.Script) -> Answer:
+    async def answer(messages: Sequence[Message]) -> Message:
+        reply = script.reply_to([from_message(message) for message in messages])
+        calls = [Content.from_function_call(call.id, call.name, arguments=call.arguments_json) for call in reply.calls]
+        return Message("assistant", calls or [reply.text])
+
+    return answer
+
+
+def agent_with(answer: Answer, memory: Any) -> Agent:
+    return Agent(
+        client=ScriptedClient(answer),
+        instructions="You are brief.",
+        tools=[scenario.weather, scenario.add],
+        context_providers=[MemoryHistoryProvider(memory)],
+        require_per_service_call_history_persistence=True,
+    )
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_conversation(tmp_path: Path, stream: bool) -> None:
+    uri = f"sqlite+aiosqlite:///{tmp_path / 'memory.db'}"
+    text = ""
+    for turns in (range(scenario.RESTART), range(scenario.RESTART, scenario.TURNS)):
+        script = scenario.Script()
+        async with scenario.engine_at(uri) as engine:
+            agent = agent_with(answering(script), engine.session)
+            session = AgentSession(session_id="conversation")
+            memory = engine.session("conversation")
+            for turn in turns:
+                if stream:
+                    result = await agent.run(scenario.user_text(turn), session=session, stream=True).get_final_response()
+                else:
+                    result = await agent.run(scenario.user_text(turn), session=session)
+                text = result.text
+                await memory.drain()
+            assert script.problems == []
+            if turns[-1] == scenario.TURNS - 1:
+                assert scenario.CODE_WORD in text
+                await scenario.check_history(memory)
+
+
+async def test_three_runs_at_once() -> None:
+    script = scenario.Script()
+    arrived = asyncio.Barrier(3)
+    scripted = answering(script)
+
+    async def answer(messages: Sequence[Message]) -> Message:
+        # Every step of the three runs happens between steps of the others.
+        await arrived.wait()
+        return await scripted(messages)
+
+    async with scenario.engine_at("sqlite+aiosqlite:///:memory:") as engine:
+        memory = engine.session("at once")
+        agent = agent_with(answer, memory)
+        for start in range(0, 27, 9):
+            turns = [start + 2, start + 5, start + 8]
+            session = AgentSession(session_id="at once")
+            results = await asyncio.gather(*[agent.run(scenario.user_text(turn), session=session) for turn in turns])
+            assert [result.text for result in results] == [f"Answer to {turn}, with tools." for turn in turns]
+        stored = await memory.get_all()
+        assert script.problems == []
+        turns = [start + at for start in range(0, 27, 9) for at in (2, 5, 8)]
+        assert sorted(m.content for m in stored if m.role == "user") == sorted(map(scenario.user_text, turns))
+        assert sorted(c.id for m in stored for c in m.tool_calls) == sorted(r for m in stored for r in m.tool_results)
+        assert len([c for m in stored for c in m.tool_calls]) == 18
+        assert len([m for m in stored if m.content.startswith("Answer")]) == 9
+        assert await memory.get_all(archived=True)
+
+
+async def test_a_run_that_fails_is_taken_up_again_without_its_input() -> None:
+    script = scenario.Script()
+    scripted = answering(script)
+    failing: list[bool] = []
+
+    async def answer(messages: Sequence[Message]) -> Message:
+        if failing and failing.pop(0):
+            raise RuntimeError("the model is broken")
+        return await scripted(messages)
+
+    async with scenario.engine_at("sqlite+aiosqlite:///:memory:") as engine:
+        memory = engine.session("failing")
+        agent = agent_with(answer, memory)
+        for turn in range(6):
+            session = AgentSession(session_id="failing")
+            # At its first request to the model, and at the second, when a tool has done its work.
+            failing[:] = [False, True] if turn % 3 else [True]
+            with pytest.raises(RuntimeError, match="broken"):
+                await agent.run(scenario.user_text(turn), session=session)
+            result = await agent.run(session=session)
+            assert result.text.startswith(f"Answer to {turn}")
+        stored = await memory.get_all()
+        assert script.problems == []
+        assert [m.content for m in stored if m.role == "user"] == [scenario.user_text(turn) for turn in range(6)]
+        assert len([m for m in stored if m.content.startswith("Answer")]) == 6
+        calls = [c.id for m in stored for c in m.tool_calls]
+        assert calls == list(dict.fromkeys(calls)) and len(calls) == 8
+
+
+async def test_a_tool_that_fails_is_a_result() -> None:
+    script = scenario.Script()
+
+    def weather(town: str) -> str:
+        raise RuntimeError("no weather today")
+
+    async with scenario.engine_at("sqlite+aiosqlite:///:memory:") as engine:
+        memory = engine.session("tools")
+        agent = Agent(
+            client=ScriptedClient(answering(script)),
+            tools=[weather, scenario.add],
+            context_providers=[MemoryHistoryProvider(memory)],
+            require_per_service_call_history_persistence=True,
+        )
+        result = await agent.run(scenario.user_text(1), session=AgentSession(session_id="tools"))
+        assert result.text == "Answer to 1, with tools."
+        results = [block for m in await memory.get_all() for block in m.blocks if block.type == "tool_result"]
+        assert [(block.tool_call_id, block.is_error) for block in results] == [("call-1-w", True), ("call-1-a", False)]
+        assert script.problems == []
+
+
+async def test_a_giant_result_of_a_tool_stays_within_the_budget() -> None:
+    script = scenario.Script()
+
+    def weather(town: str) -> str:
+        return "It rains. " * 5_000
+
+    async with scenario.engine_at("sqlite+aiosqlite:///:memory:") as engine:
+        memory = engine.session("giant")
+        agent = Agent(
+            client=ScriptedClient(answering(script)),
+            tools=[weather, scenario.add],
+            context_providers=[MemoryHistoryProvider(memory)],
+            require_per_service_call_history_persistence=True,
+        )
+        result = await agent.run(scenario.user_text(2), session=AgentSession(session_id="giant"))
+        assert result.text == "Answer to 2, with tools."
+        assert script.problems == []
+        assert max(len(m.blocks[0].content) for m in await memory.get_all() if m.role == "tool") == 50_000
+
+
+def test_without_the_package_the_error_names_the_extra() -> None:
+    program = """
+import sys
+import memory_engine
+assert "agent_framework" not in sys.modules
+sys.modules["agent_framework"] = None
+try:
+    import memory_engine.integrations.agent_framework
+except memory_engine.errors.MissingExtraError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert "pip install 'memory-engine-blocks[agent-framework]'" in done.stdout, done.stderr
+
+
+# -- every message that the framework has ----------------------------------------------------------------------
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+names = st.text("abcdefgh_-", min_size=1, max_size=12)
+maybe = st.none() | names
+numbers = st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False)
+plain = st.recursive(
+    st.none() | st.booleans() | numbers | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=6,
+)
+# A property whose value is None is left out by the framework's own `to_dict`.
+properties = st.dictionaries(names, texts | numbers | st.lists(texts, max_size=2), max_size=2)
+arguments = st.none() | texts | st.dictionaries(names, texts | numbers, max_size=2)
+extra = {"additional_properties": properties}
+sources: st.SearchStrategy[Any] = st.none() | st.just([{"type": "citation", "title": "A source", "url": "https://example.com"}])
+text_contents = st.builds(Content.from_text, texts, annotations=sources, **extra)
+media_types = st.sampled_from(["image/png", "audio/wav", "video/mp4", "application/pdf"])
+medium = st.builds(Content.from_data, st.binary(max_size=9), media_types, **extra) | st.builds(
+    Content.from_uri, names.map(lambda name: f"https://example.com/{name}"), media_type=media_types, **extra
+)
+call_contents = st.builds(
+    Content.from_function_call, names, names, arguments=arguments, informational_only=st.booleans(), **extra
+)
+contents = st.one_of(
+    text_contents,
+    medium,
+    call_contents,
+    st.builds(Content.from_text_reasoning, id=maybe, text=st.none() | texts, protected_data=st.none() | texts, **extra),
+    st.builds(
+        Content.from_function_result, names, result=plain | st.lists(text_contents | medium, min_size=1, max_size=2), **extra
+    ),
+    st.builds(Content.from_error, message=texts, error_code=maybe, error_details=maybe, **extra),
+    st.builds(Content.from_usage, st.dictionaries(st.just("input_token_count"), st.integers(0, 9)), **extra),
+    st.builds(Content.from_hosted_file, names, name=maybe, **extra),
+    st.builds(Content.from_hosted_vector_store, names, **extra),
+    st.builds(Content.from_code_interpreter_tool_call, call_id=maybe, inputs=st.none() | st.lists(text_contents, max_size=2)),
+    st.builds(
+        Content.from_code_interpreter_tool_result, call_id=maybe, outputs=st.none() | st.lists(text_contents, max_size=2)
+    ),
+    st.builds(Content.from_mcp_server_tool_call, names, names, server_name=maybe, arguments=arguments),
+    st.builds(Content.from_mcp_server_tool_result, names, output=st.none() | texts),
+    st.builds(Content.from_function_approval_request, names, call_contents),
+    st.builds(Content.from_function_approval_response, st.booleans(), names, call_contents),
+    st.sampled_from(sorted(get_args(ContentType))).flatmap(
+        lambda kind: st.builds(Content, st.just(kind), status=maybe, call_id=maybe, id=maybe, **extra)
+    ),
+)
+messages = st.builds(
+    Message,
+    st.sampled_from(["system", "user", "assistant", "tool", "critic"]),
+    st.lists(contents, max_size=4),
+    author_name=maybe,
+    message_id=maybe,
+    additional_properties=properties,
+)
+
+
+@given(messages)
+def test_round_trip_of_every_message(given: Message) -> None:
+    # What the framework's own dicts do not keep (what an exception said) is not kept here.
+    theirs = Message.from_dict(given.to_dict())
+    ours = from_message(theirs)
+    again = to_message(decode(encode(ours), id=ours.id, created_at=None))
+    assert again.to_dict() == theirs.to_dict()
+    assert again.contents == theirs.contents
+    assert (again.role, again.author_name, again.message_id) == (theirs.role, theirs.author_name, theirs.message_id)
