@@ -1,8 +1,9 @@
-"""The tests of this folder share one scenario."""
+"""The tests with the frameworks themselves; they share one scenario with `tests/loop`. Run by `make test-frameworks`."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "loop")]
