@@ -10,11 +10,12 @@ from typing import Any
 from memory_engine.errors import StoreUnavailableError
 from memory_engine.sql.conversation import Append
 from memory_engine.sql.errors import OutcomeUnknown
+from memory_engine.sql.pooled import KEPT
 from memory_engine.store import AppendResult
 
 log = logging.getLogger("memory_engine.sql")
 
-_GROUPS = 2
+_GROUPS = KEPT
 """So many statements at once; whoever comes then waits for the next one and goes with all that wait."""
 _MOST = 128
 

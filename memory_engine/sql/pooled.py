@@ -12,7 +12,7 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from functools import partial
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -29,6 +29,8 @@ log = logging.getLogger("memory_engine.sql")
 P = ParamSpec("P")
 R = TypeVar("R")
 
+KEPT = 2
+"""So many connections are kept for puts; no more of them run at once."""
 _FIRST_PAUSE = 0.01
 _LONGEST_PAUSE = 1.0
 _WRITING = "BEGIN ISOLATION LEVEL READ COMMITTED"
@@ -46,7 +48,9 @@ class PooledConnections:
         self._engine = engine if owned else engine.execution_options(isolation_level="AUTOCOMMIT")
         self._owned, self._patience = owned, patience
         # In a queue of ours nobody is refused for its length, as a pool does after its own time-out; one connection listens.
-        self._free = asyncio.Semaphore(max(1, POOL - 1)) if owned else None
+        self._unlimited = nullcontext()
+        self._free: AbstractAsyncContextManager[Any] = asyncio.Semaphore(POOL - 1 - KEPT) if owned else self._unlimited
+        self._kept: list[tuple[AsyncConnection, Any]] = []
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closed = False
 
@@ -62,7 +66,7 @@ class PooledConnections:
 
         :raises OutcomeUnknown: the connection was lost while it ran.
         """
-        return await self._apart(self._again(partial(self._change, text, parameters)))
+        return await self._apart(self._again(partial(self._change, text, parameters), self._unlimited))
 
     async def read(self, work: Work[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Run one statement that reads."""
@@ -102,6 +106,10 @@ class PooledConnections:
         self._closed = True
         while self._tasks:
             await asyncio.wait(set(self._tasks))
+        while self._kept:
+            connection, _ = self._kept.pop()
+            with suppress(Exception):
+                await connection.close()
         if self._owned:
             with translated():
                 await self._engine.dispose()
@@ -116,16 +124,14 @@ class PooledConnections:
         task.add_done_callback(self._tasks.discard)
         return await asyncio.shield(task)
 
-    async def _again(self, once: Callable[[], Awaitable[R]]) -> R:
+    async def _again(self, once: Callable[[], Awaitable[R]], free: AbstractAsyncContextManager[Any] | None = None) -> R:
         """Run a transaction until it has happened, or failed for good, or patience ends."""
         end = time.monotonic() + self._patience
         pause = _FIRST_PAUSE
         while True:
             try:
                 with translated():
-                    if self._free is None:
-                        return await once()
-                    async with self._free:
+                    async with free or self._free:
                         return await once()
             except Exception as error:
                 cause = error.__cause__ or error
@@ -149,19 +155,44 @@ class PooledConnections:
                 raise
 
     async def _change(self, text: str, parameters: Sequence[Any]) -> Sequence[Sequence[Any]]:
-        async with self._engine.connect() as connection:
-            try:
-                if self._owned:
-                    # SQLAlchemy's own execution takes as long as the server does.
-                    driver: Any = (await connection.get_raw_connection()).driver_connection
-                    return cast("Sequence[Sequence[Any]]", await driver.fetch(text, *parameters))
-                return (await connection.exec_driver_sql(text, tuple(parameters))).all()
-            except BaseException as error:
-                if is_lost(error) or isinstance(error, asyncio.CancelledError):
-                    await _discard(connection, error)
-                if is_lost(error):
-                    raise OutcomeUnknown from error
-                raise
+        if not self._owned:
+            async with self._engine.connect() as connection:
+                try:
+                    return (await connection.exec_driver_sql(text, tuple(parameters))).all()
+                except BaseException as error:
+                    if is_lost(error) or isinstance(error, asyncio.CancelledError):
+                        await _discard(connection, error)
+                    if is_lost(error):
+                        raise OutcomeUnknown from error
+                    raise
+        # By the driver, on a connection that is kept for this: borrowing one and SQLAlchemy's own execution take longer than
+        # the server does.
+        connection, driver = await self._take()
+        try:
+            rows = await driver.fetch(text, *parameters)
+        except BaseException as error:
+            if is_lost(error) or isinstance(error, asyncio.CancelledError):
+                await _discard(connection, error)
+            await connection.close()
+            if is_lost(error):
+                raise OutcomeUnknown from error
+            raise
+        if len(self._kept) < KEPT and not self._closed:
+            self._kept.append((connection, driver))
+        else:
+            await connection.close()
+        return cast("Sequence[Sequence[Any]]", rows)
+
+    async def _take(self) -> tuple[AsyncConnection, Any]:
+        """A connection that is kept, or a new one, with its driver's."""
+        while self._kept:
+            connection, driver = self._kept.pop()
+            if not driver.is_closed():
+                return connection, driver
+            await _discard(connection, ConnectionResetError())
+            await connection.close()
+        connection = await self._engine.connect()
+        return connection, (await connection.get_raw_connection()).driver_connection
 
 
 async def _discard(connection: AsyncConnection, error: BaseException) -> None:
