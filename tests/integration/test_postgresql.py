@@ -185,7 +185,7 @@ async def test_a_commit_whose_outcome_is_unknown_is_repeated_safely(
         real(connection, statement)
 
     monkeypatch.setattr(pooled_module, "execute_raw", commit)
-    async with engine_at(postgres_uri) as engine:
+    async with engine_at(postgres_uri, delivery="worker") as engine:  # nobody else commits
         memory = engine.session("one")
         # The first put of a session is a transaction of several statements; those that follow are one statement.
         lost.append("one")
