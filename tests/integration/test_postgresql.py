@@ -416,3 +416,15 @@ async def test_one_lost_connection_tells_of_all(own_server: PostgresServer) -> N
         await memories[0].put({"role": "user", "content": "second"})
         assert attempts[0] <= 3
         assert [m.content for m in await memories[0].get_all()] == ["first", "second"]
+
+
+async def test_puts_are_planned_once(postgres_uri: str) -> None:
+    async with engine_at(postgres_uri) as engine:
+        for number in range(3):
+            await engine.session("one").put({"role": "user", "content": f"{number}"})
+        connections: Any = engine._core.store._connections  # type: ignore[attr-defined]
+        [(_, driver)] = connections._kept
+        assert await driver.fetchval("SHOW plan_cache_mode") == "force_generic_plan"
+        plans = "SELECT generic_plans, custom_plans FROM pg_prepared_statements WHERE position('SKIP ' || 'LOCKED' IN statement) > 0"
+        [(generic, custom)] = await driver.fetch(plans)
+        assert (generic, custom) == (2, 0)
