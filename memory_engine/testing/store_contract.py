@@ -948,7 +948,7 @@ class StoreContract:
             await self.flushed(store, spec(name, user=user, blocks=BLOCKS))
         await self.absorb_all(store, change=StateChange('{"n":1}', put=(RecordRow("r", "1"),)))
         mine, theirs = (scope_key("user", tenant="t", user_id=user, session_uid="") for user in ("u", "u2"))
-        lease = await store.lease(mine, "profile", seconds=0.3)
+        lease = await store.lease(mine, "profile", seconds=1.5)
         assert lease is not None
         old = await store.read_state(mine, "profile")
         assert await store.delete_user("t", "u") == 2
@@ -959,7 +959,7 @@ class StoreContract:
         assert await self.erasures(store, theirs, "profile") == []
         assert await store.commit_change(lease, StateChange('{"n":2}'), session=None) is None
         assert await store.lease(mine, "profile", seconds=LONG) is None
-        await asyncio.sleep(0.35)
+        await asyncio.sleep(1.6)
         again = await store.lease(mine, "profile", seconds=LONG)
         assert again is not None
         state = await store.commit_change(again, StateChange('{"n":3}'), session=None)

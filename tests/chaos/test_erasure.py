@@ -133,7 +133,7 @@ async def test_erasing_while_blocks_absorb_leaves_nothing(database: Database, so
         ) as engine,
         small_engine(database, definitions(shelf, slow=0.03), token_limit=1000, token_flush_size=60) as second,
     ):
-        for seed in range(102 if soak else 6):
+        for seed in range(102 if soak else 3):
             how = WAYS[seed % len(WAYS)]
             what = f"seed {seed}, {how}"
             scene = Scene(engine, seed)

@@ -55,7 +55,7 @@ async def test_summaries_and_notes_survive_kills(tmp_path: Path, scale: int) -> 
     for seed in range(max(1, scale // 2)):
         log, quiet_log = tmp_path / f"killed-{seed}.log", tmp_path / f"quiet-{seed}.log"
         program = Program(tmp_path / f"killed-{seed}.db", seed, "think", str(log), count=ACTS, patience=4.0)
-        kills = 10 if scale > 1 else 5
+        kills = 10 if scale > 1 else 3
         for _ in range(kills):
             await asyncio.to_thread(program.run_and_end, signal.SIGKILL)
             if program.random.random() < 0.4:

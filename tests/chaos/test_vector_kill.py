@@ -93,7 +93,7 @@ async def test_a_program_that_is_killed_while_it_fills_a_vector_store_has_each_i
     for seed in range(max(1, scale // 2)):
         program = Program(tmp_path / f"killed-{seed}.db", seed, "recall", kind, count=ACTS, patience=0.8)
         await begin(program.database, kind)
-        for kill in range(10 if scale > 1 else 4):
+        for kill in range(10 if scale > 1 else 2):
             await asyncio.to_thread(program.run_and_end, signal.SIGKILL)
             if program.random.random() < 0.5:
                 await check(program, kind, f"seed {seed}, kill {kill}")
