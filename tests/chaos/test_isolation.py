@@ -131,7 +131,7 @@ async def test_ids_that_look_alike_are_different(database: Database, soak: bool)
     """Ids are compared exactly, and no two of them add up to the same key."""
     like = ["a", "A", "a ", " a", "a:b", "a%", "a_", "á", "a\u0301", "１", "1", "1:a", "b:c", "a'--", '"a"', "a\\", "s:0::1:a"]
     pairs = [(tenant, user) for tenant in ("", *like) for user in like]
-    chosen = random.Random(3).sample(pairs, 40 if soak else 15)
+    chosen = random.Random(3).sample(pairs, 40 if soak else 8)
     chosen += [("a", "b:c"), ("a:b", "c"), ("", "1:a"), ("1", "a")]
     async with small_engine(database, definitions()) as engine:
         everyone = [engine.session(user, user_id=user, tenant=tenant) for tenant, user in dict.fromkeys(chosen)]

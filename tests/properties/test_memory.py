@@ -28,7 +28,7 @@ CALLS = (
 )
 STEP = st.tuples(st.one_of(st.sampled_from(CALLS), st.sampled_from(MESSAGE_KINDS)), st.integers(0, 9_999))
 STEPS = st.one_of(st.lists(STEP, min_size=1, max_size=8), st.lists(STEP, min_size=16, max_size=32))
-GETS = 240
+GETS = 150
 _NUMBERS = count()
 SOAK_GETS = 20_000
 
