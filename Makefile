@@ -17,7 +17,6 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BENCH_STAMP := $(VENV)/.installed-bench
 LLM_STAMP := $(VENV)/.installed-llm
-FRAMEWORKS_STAMP := $(VENV)/.installed-frameworks
 
 # Without a home, caches go where `make clean` finds them.
 ifeq ($(strip $(HOME)),)
@@ -25,12 +24,12 @@ export HOME := $(CURDIR)/$(VENV)/home
 endif
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
-unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
+unexport PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE VIRTUAL_ENV
 
 # A version that a launcher offers may not be installed, or may lack what venv needs: it is tried.
 USABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: help demo test test-frameworks test-llm check bench bench-recall soak install dist-check clean
+.PHONY: help demo test test-llm check bench bench-recall soak install dist-check clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -40,10 +39,6 @@ demo: $(STAMP) ## six days of Apollo 13 radio through a memory of 4,000 tokens
 
 test: $(STAMP) ## all tests, in reduced numbers
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
-
-test-frameworks: $(FRAMEWORKS_STAMP) ## memory in the agents of LlamaIndex, LangChain, OpenAI, pydantic-ai, Microsoft, Google; importers
-	$(BIN)/python -m mypy $$(find memory_engine/integrations memory_engine/formats tests/frameworks -name '*.py')
-	$(BIN)/python -m pytest $(PYTEST_ARGS) tests/frameworks
 
 test-llm: $(LLM_STAMP) ## the blocks that understand, with a real model of 135M parameters on this machine
 	$(BIN)/python -m pytest tests/llm --llm
@@ -89,10 +84,6 @@ $(STAMP): pyproject.toml
 
 $(BENCH_STAMP): $(STAMP)
 	@$(BIN)/python -m pip install --quiet --editable '.[check,bench]'
-	@touch $@
-
-$(FRAMEWORKS_STAMP): $(STAMP)
-	@$(BIN)/python -m pip install --quiet --editable '.[check,frameworks]'
 	@touch $@
 
 $(LLM_STAMP): $(STAMP)

@@ -341,6 +341,16 @@ class MemoryEngine:
         """Whether the database is open: after the first use, before `aclose`."""
         return self._connected and not self._closed
 
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed; it is not opened again."""
+        return self._closed
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """The event loop that it belongs to, that of its first use; None before."""
+        return self._loop
+
     def __del__(self) -> None:
         if getattr(self, "_connected", False) and not self._closed:
             warnings.warn(f"{self!r} was not closed; use `async with` or `await aclose()`.", ResourceWarning, stacklevel=2)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from uuid import uuid4
 
 from memory_engine.errors import ConfigurationError, DrainTimeoutError, ReadOnlyError
-from memory_engine.messages import ChatMessage
+from memory_engine.messages import ChatMessage, coerce
 from memory_engine.reading import Query, read_context
 from memory_engine.receipt import Context
 from memory_engine.session import BoundBlock, MessageLike, Session
@@ -329,6 +329,18 @@ class Memory:
     def token_limit(self) -> int:
         """What `get` may return with `reserved_tokens` on top, in tokens."""
         return self._session.core.settings.token_limit
+
+    def count_tokens(self, messages: Sequence[MessageLike]) -> int:
+        """The tokens of these messages, counted as `get` counts them: with tool calls, media and what each message adds.
+
+        :raises InvalidMessageError: one of them is no message.
+        """
+        return sum(self._session.core.counter.message(coerce(message)) for message in _sequence(messages))
+
+    @property
+    def engine(self) -> MemoryEngine:
+        """What holds this session: its database, blocks and settings; of a memory of `from_defaults`, its own."""
+        return self._engine
 
     @property
     def blocks(self) -> Mapping[str, Block]:

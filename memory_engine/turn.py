@@ -15,11 +15,12 @@ transaction when the block is left; when it is left by an exception, or is cance
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from memory_engine.errors import ConfigurationError, InvalidMessageError
+from memory_engine.formats.anthropic import AnthropicRequest, CachePoint, to_anthropic
 from memory_engine.formats.openai import to_openai
 from memory_engine.memory import Memory
 from memory_engine.messages import ChatMessage, coerce, without_memory
@@ -73,6 +74,12 @@ class Turn:
     def to_openai(self) -> list[dict[str, Any]]:
         """`messages` as OpenAI-style dicts."""
         return to_openai(self.messages)
+
+    def to_anthropic(
+        self, *, cache: bool | Collection[CachePoint] = False, cache_ttl: Literal["5m", "1h"] | None = None
+    ) -> AnthropicRequest:
+        """`messages` as the arguments `system` and `messages` of Anthropic's API; `cache` as in `formats.anthropic`."""
+        return to_anthropic(self.messages, cache=cache, cache_ttl=cache_ttl)
 
     async def add(self, message: MessageLike) -> ChatMessage:
         """Add what the model said or a tool returned: a message, or a dict or object of OpenAI's; it is returned as a message.

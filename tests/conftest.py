@@ -15,7 +15,7 @@ from memory_engine.sql import SqlStore
 from memory_engine.testing.postgres import PostgresServer
 
 settings.register_profile(
-    "default", max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+    "default", max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
 )
 settings.register_profile("soak", settings.get_profile("default"), max_examples=2_000)
 

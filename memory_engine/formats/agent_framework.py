@@ -7,7 +7,6 @@ block of their own (hosted tools, approvals, ...) are counted as reasoning. A ro
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +15,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from memory_engine.errors import MissingExtraError
+from memory_engine.formats.kept import digest, thaw
+from memory_engine.formats.media import DEFAULT_MIME_TYPES, kind_of, known_mime_type
 from memory_engine.messages import (
     ChatMessage,
     ContentBlock,
@@ -39,8 +40,6 @@ __all__ = ["from_message", "to_message", "to_messages"]
 
 _Fields = dict[str, Any]
 _DATA_URI = re.compile(r"data:([!-+\--~]{1,255});base64,([A-Za-z0-9+/=]*)")
-_MIME_TYPE = re.compile(r"[!-+\--~]{1,255}")
-_MIME_TYPES = {"image": "image/png", "audio": "audio/wav", "video": "video/mp4", "document": "application/octet-stream"}
 _SILENT = frozenset({"usage"})
 """What no model reads."""
 
@@ -118,20 +117,18 @@ def _read_step(rest: _Fields) -> _Fields:
         return block
     result = rest.get("result")
     text = result if isinstance(result, str) else "" if result is None else json.dumps(result, ensure_ascii=False)
-    rest["shown"] = _digest(text)
+    rest["shown"] = digest(text)
     return {"type": "tool_result", "tool_call_id": rest["call_id"], "content": text, "is_error": "exception" in rest}
 
 
 def _read_media(rest: _Fields) -> _Fields:
-    media_type = str(rest.get("media_type") or "")
-    family = media_type.partition("/")[0]
-    block: _Fields = {"type": family if family in ("image", "audio", "video") else "document"}
+    media_type = rest.get("media_type")
+    block: _Fields = {"type": kind_of(media_type)}
     found = _DATA_URI.fullmatch(rest["uri"])
     if found:
         del rest["uri"]
         return block | {"mime_type": found[1], "data": found[2]}
-    block |= {"mime_type": media_type} if _MIME_TYPE.fullmatch(media_type) else {}
-    return block | {"url": rest.pop("uri")}
+    return block | known_mime_type(media_type) | {"url": rest.pop("uri")}
 
 
 # -- out -----------------------------------------------------------------------------------------------------
@@ -153,10 +150,10 @@ def to_message(message: ChatMessage) -> Message:
     kept = [(rest, has_block) for rest, has_block in layout["contents"] if _is_there(rest, has_block, ids)]
     if sum(has_block for _, has_block in kept) == len(blocks):
         taken = iter(blocks)
-        contents = [_fill(_thaw(rest), next(taken) if has_block else None) for rest, has_block in kept]
+        contents = [_fill(thaw(rest), next(taken) if has_block else None) for rest, has_block in kept]
     else:
         contents = [_write(block) for block in blocks]  # somebody changed it
-    return Message.from_dict({**_thaw(layout["message"]), "contents": inserted + contents})
+    return Message.from_dict({**thaw(layout["message"]), "contents": inserted + contents})
 
 
 def _is_there(rest: Mapping[str, Any], has_block: bool, ids: set[str]) -> bool:
@@ -174,17 +171,13 @@ def _fill(rest: _Fields, block: ContentBlock | None) -> _Fields:
         rest |= {} if rest.pop("no_text", False) and not block.text else {"text": block.text}
         return rest | ({} if block.signature is None else {"protected_data": block.signature})
     if isinstance(block, ToolCallBlock):
-        return rest | ({} if rest.pop("no_arguments", False) else {"arguments": _thaw(block.arguments)})
+        return rest | ({} if rest.pop("no_arguments", False) else {"arguments": thaw(block.arguments)})
     if isinstance(block, ToolResultBlock):
-        if rest.pop("shown") != _digest(block.content):
+        if rest.pop("shown") != digest(block.content):
             rest.pop("items", None)
             rest["result"] = block.content
         return rest
     return _write(block) | rest
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
 def _write(block: ContentBlock) -> _Fields:
@@ -193,7 +186,7 @@ def _write(block: ContentBlock) -> _Fields:
     if isinstance(block, ThinkingBlock):
         return {"type": "text_reasoning", "text": block.text, "protected_data": block.signature}
     if isinstance(block, ToolCallBlock):
-        return {"type": "function_call", "call_id": block.id, "name": block.name, "arguments": _thaw(block.arguments)}
+        return {"type": "function_call", "call_id": block.id, "name": block.name, "arguments": thaw(block.arguments)}
     if isinstance(block, ToolResultBlock):
         content = Content.from_function_result(block.tool_call_id, result=block.content)
         return content.to_dict() | ({"exception": "failed"} if block.is_error else {})
@@ -201,7 +194,7 @@ def _write(block: ContentBlock) -> _Fields:
 
 
 def _write_media(block: MediaBlock) -> _Fields:
-    mime_type = block.mime_type or _MIME_TYPES[block.type]
+    mime_type = block.mime_type or DEFAULT_MIME_TYPES[block.type]
     if block.data is not None:
         return {"type": "data", "uri": f"data:{mime_type};base64,{block.data}", "media_type": mime_type}
     if block.url is not None:
@@ -215,10 +208,3 @@ def _foreign(message: ChatMessage) -> list[_Fields]:
         return [_write(block) for block in message.blocks]
     others = [_write(block) for block in message.blocks if not isinstance(block, TextBlock)]
     return [_write(ToolResultBlock(tool_call_id=message.tool_call_id, content=message.content)), *others]
-
-
-def _thaw(value: Any) -> Any:
-    """A changeable copy: what goes out belongs to the framework."""
-    if isinstance(value, Mapping):
-        return {key: _thaw(item) for key, item in value.items()}
-    return [_thaw(item) for item in value] if isinstance(value, list) else value

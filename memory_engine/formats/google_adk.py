@@ -7,15 +7,15 @@ reasoning; an event without content says nothing and becomes an empty developer 
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError
 
 from memory_engine.errors import MissingExtraError
+from memory_engine.formats.kept import digest, thaw
+from memory_engine.formats.media import DEFAULT_MIME_TYPES, from_url_safe, kind_of, known_mime_type, to_url_safe
 from memory_engine.messages import (
     ChatMessage,
     ContentBlock,
@@ -38,10 +38,6 @@ except ImportError as error:
 __all__ = ["from_event", "to_content", "to_event"]
 
 _Fields = dict[str, Any]
-_MIME_TYPE = re.compile(r"[!-+\--~]{1,255}")
-_MIME_TYPES = {"image": "image/png", "audio": "audio/wav", "video": "video/mp4", "document": "application/octet-stream"}
-# Pydantic writes bytes in the other alphabet of base64.
-_STANDARD, _URL_SAFE = str.maketrans("-_", "+/"), str.maketrans("+/", "-_")
 
 
 # -- in ------------------------------------------------------------------------------------------------------
@@ -107,18 +103,16 @@ def _read_step(rest: _Fields) -> _Fields:
         return block
     response = rest["function_response"].get("response")
     text = _text_of(response)
-    rest["shown"] = _digest(text)
+    rest["shown"] = digest(text)
     is_error = isinstance(response, dict) and "error" in response
     return {"type": "tool_result", "tool_call_id": rest["function_response"]["id"], "content": text, "is_error": is_error}
 
 
 def _read_media(rest: _Fields, media: _Fields) -> tuple[_Fields, _Fields]:
     media_type = media.get("mime_type", "")
-    family = media_type.partition("/")[0]
-    block: _Fields = {"type": family if family in ("image", "audio", "video") else "document"}
-    block |= {"mime_type": media_type} if _MIME_TYPE.fullmatch(media_type) else {}
+    block: _Fields = {"type": kind_of(media_type), **known_mime_type(media_type)}
     if "data" in media:
-        block["data"] = media.pop("data").translate(_STANDARD)
+        block["data"] = from_url_safe(media.pop("data"))
         return block, rest | {"inline_data": media}
     block["url"] = media.pop("file_uri")
     return block, rest | {"file_data": media}
@@ -135,16 +129,12 @@ def _text_of(response: Any) -> str:
     return "" if response is None else json.dumps(response, ensure_ascii=False)
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:24]
-
-
 # -- out -----------------------------------------------------------------------------------------------------
 
 
 def to_event(message: ChatMessage) -> Event:
     """The message as an event. Texts are what the blocks say, also where memory shortened or inserted something."""
-    source = _thaw(message.metadata.get("google_adk"))
+    source = thaw(message.metadata.get("google_adk"))
     content = to_content(message).model_dump_json(exclude_none=True)
     if not isinstance(source, dict):
         author = "user" if message.role == "user" else "model"
@@ -167,7 +157,7 @@ def to_content(message: ChatMessage) -> types.Content:
     kept = [(rest, has_block) for rest, has_block in content.get("parts", ()) if _is_there(rest, ids)]
     if sum(has_block for _, has_block in kept) == len(blocks):
         taken = iter(blocks)
-        parts = [_fill(_thaw(rest), next(taken)) if has_block else _thaw(rest) for rest, has_block in kept]
+        parts = [_fill(thaw(rest), next(taken)) if has_block else thaw(rest) for rest, has_block in kept]
     else:
         parts = [_write(block) for block in blocks]  # somebody changed it
     return _content({**content, "parts": inserted + parts} if "parts" in content or inserted else content)
@@ -190,10 +180,10 @@ def _fill(rest: _Fields, block: ContentBlock) -> _Fields:
         return rest | {"text": block.text}
     if isinstance(block, ToolCallBlock):
         if not rest.pop("no_args", False):
-            rest["function_call"]["args"] = _thaw(block.arguments)
+            rest["function_call"]["args"] = thaw(block.arguments)
         return rest
     if isinstance(block, ToolResultBlock):
-        if rest.pop("shown") != _digest(block.content):
+        if rest.pop("shown") != digest(block.content):
             rest["function_response"]["response"] = {"error" if block.is_error else "result": block.content}
         return rest
     written = _write(block)
@@ -206,7 +196,7 @@ def _write(block: ContentBlock) -> _Fields:
     if isinstance(block, ThinkingBlock):
         return {"text": block.text, "thought": True}
     if isinstance(block, ToolCallBlock):
-        arguments = _thaw(block.arguments)
+        arguments = thaw(block.arguments)
         args = arguments if isinstance(arguments, dict) else {"arguments": arguments}
         return {"function_call": {"id": block.id, "name": block.name, "args": args}}
     if isinstance(block, ToolResultBlock):
@@ -216,9 +206,9 @@ def _write(block: ContentBlock) -> _Fields:
 
 
 def _write_media(block: MediaBlock) -> _Fields:
-    mime_type = block.mime_type or _MIME_TYPES[block.type]
+    mime_type = block.mime_type or DEFAULT_MIME_TYPES[block.type]
     if block.data is not None:
-        return {"inline_data": {"data": block.data.translate(_URL_SAFE), "mime_type": mime_type}}
+        return {"inline_data": {"data": to_url_safe(block.data), "mime_type": mime_type}}
     if block.url is not None:
         return {"file_data": {"file_uri": block.url, "mime_type": mime_type}}
     return {"text": f"[file {getattr(block, 'file_id', None)}]"}
@@ -231,10 +221,3 @@ def _foreign(message: ChatMessage) -> list[_Fields]:
         others = [block for block in blocks if not isinstance(block, TextBlock)]
         blocks = [ToolResultBlock(tool_call_id=message.tool_call_id, content=message.content), *others]
     return [_write(block) for block in blocks]
-
-
-def _thaw(value: Any) -> Any:
-    """A changeable copy: what goes out belongs to the kit."""
-    if isinstance(value, Mapping):
-        return {key: _thaw(item) for key, item in value.items()}
-    return [_thaw(item) for item in value] if isinstance(value, list) else value

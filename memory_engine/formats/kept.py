@@ -7,6 +7,7 @@ shortened. Types that are not known are taken apart as well: long texts and medi
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -190,6 +191,11 @@ def is_base64(value: object) -> bool:
 def checked_id(value: object) -> str | None:
     """The value if it can be an id or a name of ours."""
     return value if isinstance(value, str) and 0 < len(value) <= 512 and "\0" not in value else None
+
+
+def digest(text: str) -> str:
+    """Equal for equal texts; to know later whether somebody changed one."""
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
 def as_text(value: object) -> str:

@@ -45,6 +45,7 @@ _KNOWN = frozenset(
     }
 )
 _DATA_URI = re.compile(r"data:([!-+\--~]{1,255});base64,([\x00-\x7f]*)")
+_ANTHROPIC = ("tool_use", "tool_result", "thinking", "redacted_thinking", "image", "document")
 _FORMATS = {"audio/mpeg": "mp3", "audio/x-wav": "wav"}
 
 _Fields = dict[str, Any]
@@ -145,7 +146,8 @@ def _read_part(part: object, where: str) -> tuple[_Fields, _Fields]:
         return {"type": "text", "text": part.get("refusal")}, {"type": kind, **_extras(part, ("type", "refusal"))}
     if not isinstance(kind, str) or kind not in _MEDIA:
         known = ", ".join(["text", "refusal", *_MEDIA])
-        raise InvalidMessageError(f"{where} is of the unknown type {kind!r:.80}; known are {known}.")
+        hint = " Messages of Anthropic's API: memory_engine.formats.anthropic.from_anthropic." * (kind in _ANTHROPIC)
+        raise InvalidMessageError(f"{where} is of the unknown type {kind!r:.80}; known are {known}.{hint}")
     body = part.get(kind)
     if isinstance(body, str) and kind.endswith("_url"):
         body = {"url": body}

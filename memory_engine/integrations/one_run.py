@@ -45,8 +45,7 @@ def _needed(own: Sequence[ChatMessage]) -> list[ChatMessage]:
 
 def _fit(memory: Memory, others: list[ChatMessage], mine: Sequence[ChatMessage], budget: int) -> None:
     """Drop the oldest turns of others until all of it is within the budget."""
-    count = memory._session.core.counter.message
-    while (tokens := sum(map(count, [*others, *mine]))) > budget:
+    while (tokens := memory.count_tokens([*others, *mine])) > budget:
         start = _first_turn(others)
         if start == len(others):
             raise BudgetExceededError(budget=budget, needed=tokens, contributors=(("messages of this run", tokens),))

@@ -83,7 +83,7 @@ class OpenAIAgentsSession:
         limit = configured if limit is None else limit
         context = await self.memory.context()
         pairs = self._pairs(context)
-        overhead = self.memory._session.core.counter.message(ChatMessage(role="user"))
+        overhead = self.memory.count_tokens([ChatMessage(role="user")])
         if context.receipt.tokens + overhead * (len(pairs) - len(context.messages)) > context.receipt.budget:
             pairs = self._fit(pairs, context.receipt.budget)
         items = [item for item, _ in pairs]
@@ -172,8 +172,7 @@ class OpenAIAgentsSession:
         A provider counts something for each item; the engine counts it once for all items of one response.
         """
         items = [item for item, _ in pairs]
-        count = self.memory._session.core.counter.message
-        costs = [sum(map(count, from_openai_responses([item]))) for item in items]
+        costs = [self.memory.count_tokens(from_openai_responses([item])) for item in items]
         excess = sum(costs) - budget
         if excess <= 0:
             return pairs

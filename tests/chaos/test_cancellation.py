@@ -142,9 +142,10 @@ async def check(memory: Memory, engine: MemoryEngine, database: Database, what: 
 
 
 def _cases() -> Iterator[Any]:
-    """All of them on both databases with `--soak`; in the normal run two operations on PostgreSQL."""
+    """All of them on both databases with `--soak`; in the normal run some on SQLite, and two operations on PostgreSQL."""
     for operation, late, delivery, kind in product(OPERATIONS, (False, True), ("background", "inline"), BOTH):
-        chosen = kind == "sqlite" or (late and delivery == "background" and operation in {_put, _correct})
+        of_both = late and delivery == "background" and operation in {_put, _correct}
+        chosen = of_both or (kind == "sqlite" and (delivery == "background" or operation in {_put, _drain}))
         name = f"{operation.__name__[1:]}-{'done' if late else 'waiting'}-{delivery}-{kind}"
         yield pytest.param(operation, late, delivery, kind, id=name, marks=[] if chosen else [pytest.mark.soak])
 
@@ -156,7 +157,7 @@ async def test_a_cancelled_operation_is_done_or_not(
 ) -> None:
     """Cancelled at each of its awaits in turn, until it gets through."""
     async with small_engine(database, recorders(slow=0.004), delivery=delivery) as engine:
-        number, came, step = 0, True, 7 if isinstance(database, Path) else 20
+        number, came, step = 0, True, 13 if isinstance(database, Path) else 30
         while came:
             number += 1 if soak or number < 3 else step
             memory = engine.session(f"s{number}", user_id=f"u{number}")

@@ -298,14 +298,14 @@ WHOLE: list[Callable[[Memory, MemoryEngine], Awaitable[None]]] = [
 @pytest.mark.parametrize("database_kind", BOTH_IN_SOAK, indirect=True)
 @pytest.mark.parametrize("erase", WHOLE, ids=lambda erase: erase.__name__[1:])
 async def test_caches_of_another_engine_do_not_outlive_what_they_cached(
-    database: Database, erase: Callable[[Memory, MemoryEngine], Awaitable[None]]
+    database: Database, erase: Callable[[Memory, MemoryEngine], Awaitable[None]], soak: bool
 ) -> None:
     """The same session anew, with as many messages and deliveries as before, so that every counter is the same again."""
     marks = Marks()
     shelf = Shelf()
     async with small_engine(database, definitions(shelf)) as engine, small_engine(database, definitions(shelf)) as second:
         gone: list[str] = []
-        for round_ in range(3):
+        for round_ in range(3 if soak else 2):
             memory, far = engine.session("s", user_id="u"), second.session("s", user_id="u")
             said = await say(memory, marks, 12)
             await memory.flush()

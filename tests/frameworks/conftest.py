@@ -1,4 +1,4 @@
-"""The tests with the frameworks themselves; they share one scenario with `tests/loop`. Run by `make test-frameworks`."""
+"""The tests with the frameworks themselves; they share one scenario with `tests/loop`."""
 
 from __future__ import annotations
 

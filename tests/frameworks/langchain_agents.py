@@ -1,10 +1,8 @@
-"""Agents of LangChain and LangGraph that hold the shared conversation; also a program, for a part of it in another process."""
+"""Agents of LangChain and LangGraph that hold the shared conversation."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import sys
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, TypedDict
@@ -144,7 +142,6 @@ async def talk(kind: str, uri: str, turns: Sequence[int], **settings: Any) -> Sc
     return script
 
 
-if __name__ == "__main__":
-    _, kind, uri, start, stop = sys.argv
-    done = asyncio.run(talk(kind, uri, range(int(start), int(stop))))
-    print(json.dumps({"seen": done.seen, "problems": done.problems}))
+async def go_on(uri: str, turns: range) -> Script:
+    """These turns with the middleware."""
+    return await talk("middleware", uri, turns)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -23,8 +22,10 @@ from agent_framework import (
     Message,
 )
 from agent_framework._types import ContentType
+from elsewhere import talk_elsewhere
 from hypothesis import given
 from hypothesis import strategies as st
+from strategies import JSON, MAYBE, NAMES, NUMBERS, TEXTS
 
 from memory_engine.integrations.agent_framework import MemoryHistoryProvider, from_message, to_message
 from memory_engine.messages import decode, encode
@@ -72,27 +73,30 @@ def agent_with(answer: Answer, memory: Any) -> Agent:
     )
 
 
+async def talk(uri: str, turns: range, stream: bool = False) -> scenario.Script:
+    """These turns of the conversation."""
+    script = scenario.Script()
+    async with scenario.engine_at(uri) as engine:
+        agent = agent_with(answering(script), engine.session)
+        session = AgentSession(session_id="conversation")
+        for turn in turns:
+            if stream:
+                await agent.run(scenario.user_text(turn), session=session, stream=True).get_final_response()
+            else:
+                await agent.run(scenario.user_text(turn), session=session)
+            await engine.session("conversation").drain()
+    return script
+
+
 @pytest.mark.parametrize("stream", [False, True])
-async def test_conversation(tmp_path: Path, stream: bool) -> None:
+async def test_thirty_turns_through_flushes_and_another_process(tmp_path: Path, stream: bool) -> None:
     uri = f"sqlite+aiosqlite:///{tmp_path / 'memory.db'}"
-    text = ""
-    for turns in (range(scenario.RESTART), range(scenario.RESTART, scenario.TURNS)):
-        script = scenario.Script()
-        async with scenario.engine_at(uri) as engine:
-            agent = agent_with(answering(script), engine.session)
-            session = AgentSession(session_id="conversation")
-            memory = engine.session("conversation")
-            for turn in turns:
-                if stream:
-                    result = await agent.run(scenario.user_text(turn), session=session, stream=True).get_final_response()
-                else:
-                    result = await agent.run(scenario.user_text(turn), session=session)
-                text = result.text
-                await memory.drain()
-            assert script.problems == []
-            if turns[-1] == scenario.TURNS - 1:
-                assert scenario.CODE_WORD in text
-                await scenario.check_history(memory)
+    first = await talk(uri, range(scenario.RESTART), stream)
+    goes_on = talk if stream else partial(talk_elsewhere, talk)
+    second = await goes_on(uri, range(scenario.RESTART, scenario.TURNS), stream=stream)
+    assert first.problems == [] and second.problems == [] and second.recalled
+    async with scenario.engine_at(uri) as engine:
+        await scenario.check_history(engine.session("conversation"))
 
 
 async def test_three_runs_at_once() -> None:
@@ -193,75 +197,51 @@ async def test_a_giant_result_of_a_tool_stays_within_the_budget() -> None:
         assert max(len(m.blocks[0].content) for m in await memory.get_all() if m.role == "tool") == 50_000
 
 
-def test_without_the_package_the_error_names_the_extra() -> None:
-    program = """
-import sys
-import memory_engine
-assert "agent_framework" not in sys.modules
-sys.modules["agent_framework"] = None
-try:
-    import memory_engine.integrations.agent_framework
-except memory_engine.errors.MissingExtraError as error:
-    print(error)
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(__file__).parents[2])
-    assert "pip install 'memory-engine-blocks[agent-framework]'" in done.stdout, done.stderr
-
-
 # -- every message that the framework has ----------------------------------------------------------------------
 
-texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
-names = st.text("abcdefgh_-", min_size=1, max_size=12)
-maybe = st.none() | names
-numbers = st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False)
-plain = st.recursive(
-    st.none() | st.booleans() | numbers | texts,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
-    max_leaves=6,
-)
 # A property whose value is None is left out by the framework's own `to_dict`.
-properties = st.dictionaries(names, texts | numbers | st.lists(texts, max_size=2), max_size=2)
-arguments = st.none() | texts | st.dictionaries(names, texts | numbers, max_size=2)
+properties = st.dictionaries(NAMES, TEXTS | NUMBERS | st.lists(TEXTS, max_size=2), max_size=2)
+arguments = st.none() | TEXTS | st.dictionaries(NAMES, TEXTS | NUMBERS, max_size=2)
 extra = {"additional_properties": properties}
 sources: st.SearchStrategy[Any] = st.none() | st.just([{"type": "citation", "title": "A source", "url": "https://example.com"}])
-text_contents = st.builds(Content.from_text, texts, annotations=sources, **extra)
+text_contents = st.builds(Content.from_text, TEXTS, annotations=sources, **extra)
 media_types = st.sampled_from(["image/png", "audio/wav", "video/mp4", "application/pdf"])
 medium = st.builds(Content.from_data, st.binary(max_size=9), media_types, **extra) | st.builds(
-    Content.from_uri, names.map(lambda name: f"https://example.com/{name}"), media_type=media_types, **extra
+    Content.from_uri, NAMES.map(lambda name: f"https://example.com/{name}"), media_type=media_types, **extra
 )
 call_contents = st.builds(
-    Content.from_function_call, names, names, arguments=arguments, informational_only=st.booleans(), **extra
+    Content.from_function_call, NAMES, NAMES, arguments=arguments, informational_only=st.booleans(), **extra
 )
 contents = st.one_of(
     text_contents,
     medium,
     call_contents,
-    st.builds(Content.from_text_reasoning, id=maybe, text=st.none() | texts, protected_data=st.none() | texts, **extra),
+    st.builds(Content.from_text_reasoning, id=MAYBE, text=st.none() | TEXTS, protected_data=st.none() | TEXTS, **extra),
     st.builds(
-        Content.from_function_result, names, result=plain | st.lists(text_contents | medium, min_size=1, max_size=2), **extra
+        Content.from_function_result, NAMES, result=JSON | st.lists(text_contents | medium, min_size=1, max_size=2), **extra
     ),
-    st.builds(Content.from_error, message=texts, error_code=maybe, error_details=maybe, **extra),
+    st.builds(Content.from_error, message=TEXTS, error_code=MAYBE, error_details=MAYBE, **extra),
     st.builds(Content.from_usage, st.dictionaries(st.just("input_token_count"), st.integers(0, 9)), **extra),
-    st.builds(Content.from_hosted_file, names, name=maybe, **extra),
-    st.builds(Content.from_hosted_vector_store, names, **extra),
-    st.builds(Content.from_code_interpreter_tool_call, call_id=maybe, inputs=st.none() | st.lists(text_contents, max_size=2)),
+    st.builds(Content.from_hosted_file, NAMES, name=MAYBE, **extra),
+    st.builds(Content.from_hosted_vector_store, NAMES, **extra),
+    st.builds(Content.from_code_interpreter_tool_call, call_id=MAYBE, inputs=st.none() | st.lists(text_contents, max_size=2)),
     st.builds(
-        Content.from_code_interpreter_tool_result, call_id=maybe, outputs=st.none() | st.lists(text_contents, max_size=2)
+        Content.from_code_interpreter_tool_result, call_id=MAYBE, outputs=st.none() | st.lists(text_contents, max_size=2)
     ),
-    st.builds(Content.from_mcp_server_tool_call, names, names, server_name=maybe, arguments=arguments),
-    st.builds(Content.from_mcp_server_tool_result, names, output=st.none() | texts),
-    st.builds(Content.from_function_approval_request, names, call_contents),
-    st.builds(Content.from_function_approval_response, st.booleans(), names, call_contents),
+    st.builds(Content.from_mcp_server_tool_call, NAMES, NAMES, server_name=MAYBE, arguments=arguments),
+    st.builds(Content.from_mcp_server_tool_result, NAMES, output=st.none() | TEXTS),
+    st.builds(Content.from_function_approval_request, NAMES, call_contents),
+    st.builds(Content.from_function_approval_response, st.booleans(), NAMES, call_contents),
     st.sampled_from(sorted(get_args(ContentType))).flatmap(
-        lambda kind: st.builds(Content, st.just(kind), status=maybe, call_id=maybe, id=maybe, **extra)
+        lambda kind: st.builds(Content, st.just(kind), status=MAYBE, call_id=MAYBE, id=MAYBE, **extra)
     ),
 )
 messages = st.builds(
     Message,
     st.sampled_from(["system", "user", "assistant", "tool", "critic"]),
     st.lists(contents, max_size=4),
-    author_name=maybe,
-    message_id=maybe,
+    author_name=MAYBE,
+    message_id=MAYBE,
     additional_properties=properties,
 )
 

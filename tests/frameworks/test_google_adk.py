@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import scenario
+from elsewhere import talk_elsewhere
 from google.adk.agents import LlmAgent
 from google.adk.agents.run_config import RunConfig, StreamingMode  # type: ignore[attr-defined]
 from google.adk.apps import App
@@ -23,6 +22,7 @@ from google.adk.sessions import InMemorySessionService
 from google.genai import types
 from hypothesis import given
 from hypothesis import strategies as st
+from strategies import MAYBE, NAMES, OBJECTS, TEXTS
 
 from memory_engine import ChatMessage
 from memory_engine.integrations.google_adk import MemoryPlugin, from_event, to_content, to_event
@@ -76,21 +76,24 @@ async def run(runner: Runner, text: str, session: str = "conversation", **settin
     return "".join(part.text or "" for part in events[-1].content.parts)
 
 
-async def test_conversation(tmp_path: Path) -> None:
+async def talk(uri: str, turns: range) -> scenario.Script:
+    """These turns of the conversation."""
+    script = scenario.Script()
+    async with scenario.engine_at(uri) as engine:
+        runner = runner_with(answering(script), lambda session: engine.session(session.id))
+        for turn in turns:
+            await run(runner, scenario.user_text(turn))
+            await engine.session("conversation").drain()
+    return script
+
+
+async def test_thirty_turns_through_flushes_and_another_process(tmp_path: Path) -> None:
     uri = f"sqlite+aiosqlite:///{tmp_path / 'memory.db'}"
-    answer = ""
-    for turns in (range(scenario.RESTART), range(scenario.RESTART, scenario.TURNS)):
-        script = scenario.Script()
-        async with scenario.engine_at(uri) as engine:
-            memory = engine.session("conversation")
-            runner = runner_with(answering(script), lambda session, engine=engine: engine.session(session.id))
-            for turn in turns:
-                answer = await run(runner, scenario.user_text(turn))
-                await memory.drain()
-            assert script.problems == []
-            if turns[-1] == scenario.TURNS - 1:
-                assert scenario.CODE_WORD in answer
-                await scenario.check_history(memory)
+    first = await talk(uri, range(scenario.RESTART))
+    second = await talk_elsewhere(talk, uri, range(scenario.RESTART, scenario.TURNS))
+    assert first.problems == [] and second.problems == [] and second.recalled
+    async with scenario.engine_at(uri) as engine:
+        await scenario.check_history(engine.session("conversation"))
 
 
 async def test_streaming_stores_what_was_said_once() -> None:
@@ -171,80 +174,55 @@ async def test_a_run_that_fails_is_taken_up_again_by_its_invocation() -> None:
         assert len({m.id for m in stored}) == len(stored)
 
 
-def test_without_the_package_the_error_names_the_extra() -> None:
-    program = """
-import sys
-import memory_engine
-assert not [name for name in sys.modules if name.startswith("google")]
-sys.modules["google.adk"] = None
-try:
-    import memory_engine.integrations.google_adk
-except memory_engine.errors.MissingExtraError as error:
-    print(error)
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(__file__).parents[2])
-    assert "pip install 'memory-engine-blocks[google-adk]'" in done.stdout, done.stderr
-
-
 # -- every event that the kit has -------------------------------------------------------------------------------
 
-texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
-names = st.text("abcdefgh_-", min_size=1, max_size=12)
-maybe = st.none() | names
-numbers = st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False)
-plain = st.recursive(
-    st.none() | st.booleans() | numbers | texts,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
-    max_leaves=6,
-)
-objects = st.dictionaries(texts, plain, max_size=3)
 signature = st.none() | st.binary(max_size=6)
 media_types = st.sampled_from(["image/png", "audio/wav", "video/mp4", "application/pdf", "odd type, really"])
-thought = {"thought_signature": signature, "part_metadata": st.none() | objects}
+thought = {"thought_signature": signature, "part_metadata": st.none() | OBJECTS}
 parts = st.one_of(
-    st.builds(types.Part, text=texts, thought=st.none() | st.booleans(), **thought),
+    st.builds(types.Part, text=TEXTS, thought=st.none() | st.booleans(), **thought),
     st.builds(
         types.Part,
-        function_call=st.builds(types.FunctionCall, id=maybe, name=maybe, args=st.none() | objects),
+        function_call=st.builds(types.FunctionCall, id=MAYBE, name=MAYBE, args=st.none() | OBJECTS),
         **thought,
     ),
     st.builds(
-        types.Part, function_response=st.builds(types.FunctionResponse, id=maybe, name=maybe, response=st.none() | objects)
+        types.Part, function_response=st.builds(types.FunctionResponse, id=MAYBE, name=MAYBE, response=st.none() | OBJECTS)
     ),
     st.builds(
         types.Part,
-        inline_data=st.builds(types.Blob, data=st.none() | st.binary(max_size=9), mime_type=media_types, display_name=maybe),
+        inline_data=st.builds(types.Blob, data=st.none() | st.binary(max_size=9), mime_type=media_types, display_name=MAYBE),
     ),
-    st.builds(types.Part, file_data=st.builds(types.FileData, file_uri=maybe, mime_type=media_types, display_name=maybe)),
+    st.builds(types.Part, file_data=st.builds(types.FileData, file_uri=MAYBE, mime_type=media_types, display_name=MAYBE)),
     st.builds(
         types.Part,
-        executable_code=st.builds(types.ExecutableCode, code=texts, language=st.just(types.Language.PYTHON)),
+        executable_code=st.builds(types.ExecutableCode, code=TEXTS, language=st.just(types.Language.PYTHON)),
     ),
     st.builds(
         types.Part,
-        code_execution_result=st.builds(types.CodeExecutionResult, output=texts, outcome=st.just(types.Outcome.OUTCOME_OK)),
+        code_execution_result=st.builds(types.CodeExecutionResult, output=TEXTS, outcome=st.just(types.Outcome.OUTCOME_OK)),
     ),
     st.builds(types.Part),
 )
 events = st.builds(
     Event,
-    id=names,
+    id=NAMES,
     author=st.sampled_from(["user", "assistant", "critic"]),
-    invocation_id=names,
-    branch=maybe,
+    invocation_id=NAMES,
+    branch=MAYBE,
     timestamp=st.floats(0, 4e9),
     content=st.none()
     | st.builds(types.Content, role=st.sampled_from([None, "user", "model"]), parts=st.none() | st.lists(parts, max_size=4)),
     partial=st.none() | st.booleans(),
     turn_complete=st.none() | st.booleans(),
-    error_code=maybe,
-    error_message=st.none() | texts,
-    custom_metadata=st.none() | objects,
+    error_code=MAYBE,
+    error_message=st.none() | TEXTS,
+    custom_metadata=st.none() | OBJECTS,
     usage_metadata=st.none() | st.builds(types.GenerateContentResponseUsageMetadata, prompt_token_count=st.integers(0, 99)),
-    grounding_metadata=st.none() | st.builds(types.GroundingMetadata, web_search_queries=st.lists(texts, max_size=2)),
+    grounding_metadata=st.none() | st.builds(types.GroundingMetadata, web_search_queries=st.lists(TEXTS, max_size=2)),
     finish_reason=st.sampled_from([None, types.FinishReason.STOP]),
-    long_running_tool_ids=st.none() | st.sets(names, max_size=2),
-    actions=st.builds(EventActions, state_delta=objects, skip_summarization=st.none() | st.booleans(), transfer_to_agent=maybe),
+    long_running_tool_ids=st.none() | st.sets(NAMES, max_size=2),
+    actions=st.builds(EventActions, state_delta=OBJECTS, skip_summarization=st.none() | st.booleans(), transfer_to_agent=MAYBE),
 )
 
 

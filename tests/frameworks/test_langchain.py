@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import subprocess
-import sys
 from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any, TypedDict
 
 import pytest
+from elsewhere import talk_elsewhere
 from langchain.agents import create_agent
 from langchain.agents.middleware import HumanInTheLoopMiddleware
 from langchain.agents.structured_output import ToolStrategy
@@ -21,6 +19,7 @@ from langchain_agents import (
     TOOLS,
     PlainState,
     ScriptedModel,
+    go_on,
     talk,
     with_hooks,
     with_middleware,
@@ -98,11 +97,8 @@ async def test_thirty_turns_through_flushes_and_a_restart(kind: str, checkpointe
 
 async def test_another_process_goes_on(uri: str) -> None:
     first = await talk("middleware", uri, range(RESTART))
-    command = [sys.executable, str(Path(__file__).parent / "langchain_agents.py"), "middleware", uri, str(RESTART), str(TURNS)]
-    environment = {"PYTHONPATH": str(ROOT), "PATH": ""}
-    done = await asyncio.to_thread(subprocess.run, command, env=environment, capture_output=True, text=True, timeout=100)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == {"seen": 19, "problems": []} and first.problems == []
+    second = await talk_elsewhere(go_on, uri, range(RESTART, TURNS))
+    assert second.seen == 19 and second.problems == [] and first.problems == []
     await check_whole(uri)
 
 
@@ -539,34 +535,6 @@ async def test_nodes_in_another_thread(uri: str) -> None:
         state = {"messages": [HumanMessage("hi", id="1"), AIMessage("ho", id="2"), ToolMessage("?", tool_call_id="x", id="3")]}
         await asyncio.to_thread(remember.after_model.invoke, state, CONFIG)
         assert len(await engine.session("trip").get_all()) == 3
-
-
-# -- without the packages ----------------------------------------------------------------------------------------
-
-
-def test_missing_packages_are_named_with_their_extra() -> None:
-    program = """
-import sys, memory_engine
-assert not [name for name in sys.modules if name.startswith(("langchain", "langgraph"))]
-from memory_engine.errors import MissingExtraError
-for package, home in [
-    ("langchain_core", "langchain"),
-    ("langchain_classic", "langchain.legacy"),
-    ("langgraph", "langchain.graph"),
-    ("langchain", "langchain.middleware"),
-]:
-    sys.modules[package] = None
-    try:
-        __import__(f"memory_engine.integrations.{home}")
-    except MissingExtraError as error:
-        print(package, error)
-    del sys.modules[package]
-"""
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=100)
-    lines = done.stdout.splitlines()
-    assert [line.split()[0] for line in lines] == ["langchain_core", "langchain_classic", "langgraph", "langchain"], done.stderr
-    extras = [line.rpartition("[")[2].partition("]")[0] for line in lines]
-    assert extras == ["langchain", "langchain-classic", "langchain", "langchain"]
 
 
 def test_the_front_door_is_complete() -> None:

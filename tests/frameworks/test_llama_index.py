@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from elsewhere import talk_elsewhere
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from llama_index.core.agent.workflow import AgentWorkflow, FunctionAgent, ReActAgent
@@ -55,7 +54,6 @@ from memory_engine.errors import (
     ClosedError,
     ConfigurationError,
     InvalidMessageError,
-    MissingExtraError,
     ReadOnlyError,
     WrongEventLoopError,
 )
@@ -142,43 +140,31 @@ async def memory(engine: MemoryEngine) -> LlamaIndexMemory:
 # -- conversations ---------------------------------------------------------------------------------------------------
 
 
-async def talk(uri: str, turns: range, state: str | None) -> str:
-    """Some turns of the scenario, each a run of its own that continues the context of the one before; its state as JSON."""
+async def talk(uri: str, turns: range, state: str) -> Script:
+    """Some turns of the scenario, each a run of its own that continues the context of the one before, kept in that file."""
     script = Script()
     agent = scripted(script)
-    answer: Any = None
+    path = Path(state)
     async with engine_at(uri) as engine:
         register_engine("travel", engine)
-        ctx = Context(agent) if state is None else Context.from_dict(agent, json.loads(state))
-        first: dict[str, Any] = {"memory": LlamaIndexMemory(session_id="trip", engine="travel")} if state is None else {}
+        ctx = Context.from_dict(agent, json.loads(path.read_text())) if path.exists() else Context(agent)
+        first: dict[str, Any] = {} if path.exists() else {"memory": LlamaIndexMemory(session_id="trip", engine="travel")}
         for turn in turns:
             handler = agent.run(user_text(turn), ctx=ctx, **first)
-            answer = await handler
+            await handler
             ctx, first = handler.ctx, {}
         await engine.drain()
-        assert script.problems == []
-        assert script.seen > len(turns)
-        if turns[-1] == TURNS - 1:
-            assert str(answer) == f"It is {CODE_WORD}."
-            await check_history(engine.session("trip"))
-        return json.dumps(ctx.to_dict())
+        path.write_text(json.dumps(ctx.to_dict()))
+    return script
 
 
-async def test_the_scenario_through_another_process(uri: str, tmp_path: Path, soak: bool) -> None:
-    state = await talk(uri, range(RESTART), None)
-    if not soak:
-        # With nothing left of what was before but the state and the database; importing LlamaIndex takes five seconds.
-        await talk(uri, range(RESTART, TURNS), state)
-        return
-    (tmp_path / "state.json").write_text(state)
-    here = Path(__file__).parent
-    code = (
-        f"import asyncio, sys; sys.path[:0] = [{str(here)!r}, {str(here.parents[1])!r}]\n"
-        "from pathlib import Path; from test_llama_index import talk\n"
-        f"asyncio.run(talk({uri!r}, range({RESTART}, {TURNS}), Path({str(tmp_path / 'state.json')!r}).read_text()))"
-    )
-    done = await asyncio.to_thread(subprocess.run, [sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+async def test_thirty_turns_through_flushes_and_another_process(uri: str, tmp_path: Path) -> None:
+    state = str(tmp_path / "state.json")
+    first = await talk(uri, range(RESTART), state)
+    second = await talk_elsewhere(talk, uri, range(RESTART, TURNS), state=state)
+    assert first.problems == [] and second.problems == [] and second.recalled
+    async with engine_at(uri) as engine:
+        await check_history(engine.session("trip"))
 
 
 async def test_the_scenario_with_a_memory_of_from_defaults(uri: str) -> None:
@@ -699,14 +685,6 @@ async def test_a_template_of_theirs_renders_the_sections(uri: str) -> None:
     ) as memory:
         await memory.aput(user("hi"))
         assert "rules=Be brief.;" in str((await memory.aget())[0].content)
-
-
-def test_without_llama_index_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in sys.modules if name.startswith("memory_engine.integrations.llama_index")]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "llama_index.core.memory", None)
-    with pytest.raises(MissingExtraError, match=r"memory-engine-blocks\[llama-index\]"):
-        __import__("memory_engine.integrations.llama_index")
 
 
 # -- messages --------------------------------------------------------------------------------------------------------

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Required, Union, get_args, get_origin
@@ -28,6 +27,7 @@ from agents import (
 )
 from agents.memory import Session, SessionSettings
 from agents.testing import ModelCall, ModelStep, ScriptedModel
+from elsewhere import talk_elsewhere
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from openai.types.responses import (
@@ -162,48 +162,30 @@ def texts(items: Iterable[Item], role: str) -> list[str]:
 # -- the conversation --------------------------------------------------------------------------------------------
 
 
-async def converse(uri: str, turns: range, *, streamed: bool, callback: bool) -> None:
+async def talk(uri: str, turns: range, streamed: bool) -> scenario.Script:
     """These turns of the shared conversation, in an engine and with objects of the SDK of their own."""
     script = scenario.Script()
-    last = None
     async with scenario.engine_at(uri) as engine:
         session = session_on(engine.session("chat"))
         agent = agent_with(scripted(script), weather, add)
-        config = session.run_config() if callback else RunConfig()
+        config = session.run_config() if streamed else RunConfig()
         for turn in turns:
-            result = await ask(agent, scenario.user_text(turn), session, streamed=streamed, run_config=config)
+            await ask(agent, scenario.user_text(turn), session, streamed=streamed, run_config=config)
             await session.memory.drain(timeout=20)
-            last = result.final_output
-        if turns[-1] == scenario.TURNS - 1:
-            assert last == f"It is {scenario.CODE_WORD}."
-            await scenario.check_history(session.memory)
-            archived = await session.memory.get_all(archived=True)
-            assert scenario.CODE_WORD in archived[0].content  # what answered came through the block
-    assert script.problems == []
+    return script
 
 
-async def test_conversation_over_a_restart(tmp_path: Path) -> None:
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_thirty_turns_through_flushes_and_another_process(tmp_path: Path, streamed: bool) -> None:
     uri = f"sqlite+aiosqlite:///{tmp_path / 'memory.db'}"
-    await converse(uri, range(scenario.RESTART), streamed=True, callback=True)
-    await converse(uri, range(scenario.RESTART, scenario.TURNS), streamed=True, callback=True)
-
-
-@pytest.mark.soak  # importing the SDK once more takes longer than all the rest
-async def test_conversation_goes_on_in_another_process(tmp_path: Path) -> None:
-    uri = f"sqlite+aiosqlite:///{tmp_path / 'memory.db'}"
-    await converse(uri, range(scenario.RESTART), streamed=False, callback=False)
-    code = (
-        "import asyncio, sys; sys.path[:0] = sys.argv[2:]; import scenario, test_openai_agents as t; "
-        "asyncio.run(t.converse(sys.argv[1], range(scenario.RESTART, scenario.TURNS), streamed=False, callback=False))"
-    )
-    here = Path(__file__).parent
-    paths = [str(here), str(here.parent.parent)]
-    done = await asyncio.to_thread(
-        subprocess.run, [sys.executable, "-c", code, uri, *paths], capture_output=True, text=True, timeout=100
-    )
-    assert done.returncode == 0, done.stderr
+    first = await talk(uri, range(scenario.RESTART), streamed)
+    goes_on = talk if streamed else partial(talk_elsewhere, talk)
+    second = await goes_on(uri, range(scenario.RESTART, scenario.TURNS), streamed=streamed)
+    assert first.problems == [] and second.problems == [] and second.recalled
     async with scenario.engine_at(uri) as engine:
-        await scenario.check_history(engine.session("chat"))
+        session = engine.session("chat")
+        await scenario.check_history(session)
+        assert scenario.CODE_WORD in (await session.get_all(archived=True))[0].content  # what answered came through the block
 
 
 # -- concurrency and failures ------------------------------------------------------------------------------------
@@ -725,15 +707,3 @@ def test_pictures_are_counted_as_pictures() -> None:
         assert 1_024 <= TokenCounter().message(message) < 1_200
         assert to_openai_responses([message]) == [item]
         assert len(encode(message)) < 1.01 * len(picture) + 1_000  # kept once
-
-
-def test_the_extra_is_named_where_it_is_missing() -> None:
-    code = (
-        "import sys; sys.modules['agents'] = None\n"
-        "import memory_engine\n"
-        "from memory_engine.errors import MissingExtraError\n"
-        "try:\n    import memory_engine.integrations.openai_agents\n"
-        "except MissingExtraError as error:\n    print(error)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert "memory-engine-blocks[openai-agents]" in done.stdout, done.stderr

@@ -7,7 +7,7 @@ import pytest
 from benchmarks.cost import METHODS, RECIPES, measure, report, turns_of
 
 LIMIT = 1_500
-TURNS = 60
+TURNS = 30
 
 
 @pytest.mark.parametrize("recipe", list(RECIPES))

@@ -748,9 +748,8 @@ async def test_delete_lets_a_block_forget_and_rebuilds_one_that_cannot(tmp_path:
         block = await memory.block("forgetter")
         assert list(block.by_seq.values()) == ["one", "three"]
         assert [record.data for record in await block.records.list()] == ["one", "three"]
-        [(uid, seqs)] = forgetter.forgotten
-        assert uid == block.context.session_uid
-        assert len(seqs) == 1
+        # More than once, should the lease have ended before the first time was noted.
+        assert forgetter.forgotten and all(told == (block.context.session_uid, (1,)) for told in forgetter.forgotten)
         assert "secret" not in repr(await memory.get())
         assert "secret" not in repr(await memory.get_all())
         await tell(memory, "four")

@@ -269,15 +269,16 @@ async def test_lag_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
         assert told["messages", "fixed"] == 0
         # What refuses is parked, and said so at the end.
         await agent.work(once=True)
-        assert [gauges(reader)[name, "notes"] for name in ("sessions", "messages", "parked", "erasures")] == [0, 0, 3, 0]
+        told = gauges(reader)
+        assert [told[name, "notes"] for name in ("sessions", "messages", "parked", "erasures")] == [0, 0, 3, 0]
         await agent.session("s2").put(user("three"))
         await agent.session("s2").flush(final=True)
     reader = InMemoryMetricReader()
     monkeypatch.setattr(metrics, "get_meter", MeterProvider([reader]).get_meter)
     async with MemoryEngine(**settings):
-        while ("parked", "notes") not in gauges(reader):
+        while ("parked", "notes") not in (told := gauges(reader)):
             await asyncio.sleep(0.01)
-        assert gauges(reader)["parked", "notes"] >= 3
+        assert told["parked", "notes"] >= 3
     # One session knows of no other.
     reader = InMemoryMetricReader()
     monkeypatch.setattr(metrics, "get_meter", MeterProvider([reader]).get_meter)

@@ -103,8 +103,8 @@ def check_order(names: list[str], writers: list[str], each: int) -> None:
 # -- many writers --------------------------------------------------------------------------------------------
 
 
-async def test_first_use_by_four_processes(path: Path) -> None:
-    for attempt in range(3):
+async def test_first_use_by_four_processes(path: Path, scale: int) -> None:
+    for attempt in range(scale):
         fresh = path.with_name(f"first-{attempt}.db")
         await asyncio.to_thread(run_processes, fresh, 4, 1)
         async with opened(uri(fresh)) as store:

@@ -98,10 +98,13 @@ class Reply:
 
 @dataclass(slots=True)
 class Script:
-    """The model: it checks what it is sent and answers by rule. `seen` counts what it was asked; `problems` what was wrong."""
+    """The model: it checks what it is sent and answers by rule. `seen` counts what it was asked; `recalled` is whether it was
+    shown the code word when it was asked for it; `problems` what was wrong.
+    """
 
     budget: int = TOKEN_LIMIT
     seen: int = 0
+    recalled: bool = False
     problems: list[str] = field(default_factory=list)
 
     def reply_to(self, sent: Sequence[ChatMessage]) -> Reply:
@@ -111,8 +114,8 @@ class Script:
         turn = turn_of(sent)
         since = [message for message in sent[_last_user(sent) + 1 :] if message.role == "tool"]
         if turn == TURNS - 1:
-            memory = [m for m in sent if CODE_WORD in str([getattr(block, "text", "") for block in m.blocks])]
-            return Reply(f"It is {CODE_WORD}." if memory else "I do not know.")
+            self.recalled = any(CODE_WORD in getattr(block, "text", "") for message in sent for block in message.blocks)
+            return Reply(f"It is {CODE_WORD}." if self.recalled else "I do not know.")
         if turn % 3 == 0:
             return Reply(f"Answer to {turn}.")
         # One tool after the other in some turns, both at once in others.

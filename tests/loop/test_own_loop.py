@@ -207,6 +207,9 @@ async def test_objects_of_sdks_are_taken(memory: Memory) -> None:
         assert [call.id for call in added.tool_calls] == ["a"]
         await turn.add({"role": "tool", "tool_call_id": "a", "content": "done"})
         assert [message["role"] for message in turn.to_openai()] == ["user", "assistant", "tool"]
+        system, messages = turn.to_anthropic(cache=["request"])
+        assert system == [] and [message["role"] for message in messages] == ["user", "assistant", "user"]
+        assert messages[-1]["content"][0]["cache_control"] == {"type": "ephemeral"}
 
 
 async def test_a_read_only_memory_is_asked_and_not_written(memory: Memory) -> None:
@@ -218,6 +221,22 @@ async def test_a_read_only_memory_is_asked_and_not_written(memory: Memory) -> No
         assert [m.content for m in turn.messages] == ["Hi", "Look!"]
         await turn.finish("Yes.")
     assert await said(memory) == ["user: Hi"]
+
+
+async def test_adapters_are_told_what_they_need(memory: Memory) -> None:
+    sent: list[Any] = [{"role": "user", "content": "Hi"}, ChatMessage(role="assistant", content="Hello")]
+    assert memory.count_tokens(sent) == 2 * (4 + 1) == sum(memory.count_tokens([message]) for message in sent)
+    assert memory.count_tokens([]) == 0
+    with pytest.raises(InvalidMessageError):
+        memory.count_tokens(["Hi"])
+    assert memory.engine.loop is None or memory.engine.loop is asyncio.get_running_loop()
+    await memory.put_messages(sent)
+    assert memory.engine.loop is asyncio.get_running_loop()
+    receipt = (await memory.context()).receipt
+    assert receipt.tokens == memory.count_tokens(await memory.get())
+    assert not memory.engine.closed
+    await memory.engine.aclose()
+    assert memory.engine.closed
 
 
 async def test_misuse_is_refused(memory: Memory) -> None:

@@ -28,7 +28,7 @@ CALLS = (
 )
 STEP = st.tuples(st.one_of(st.sampled_from(CALLS), st.sampled_from(MESSAGE_KINDS)), st.integers(0, 9_999))
 STEPS = st.one_of(st.lists(STEP, min_size=1, max_size=8), st.lists(STEP, min_size=16, max_size=32))
-GETS = 150
+GETS = 120
 _NUMBERS = count()
 SOAK_GETS = 20_000
 
@@ -85,7 +85,7 @@ def test_any_program(where: str, soak: bool, request: pytest.FixtureRequest, cap
     tally: Tally[str] = Tally()
     goal = (SOAK_GETS if soak else GETS) // (2 if where in ("memory", "file") else 4)
     while tally["gets"] < goal:
-        explore(200 if soak else 20, tally, where)
+        explore(200 if soak else 8, tally, where)
     print(f"\n{where}: 0 violations in {dict(tally)}")
 
 

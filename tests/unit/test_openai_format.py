@@ -185,6 +185,7 @@ def test_metadata_of_another_shape_is_no_obstacle() -> None:
         ({"role": "user", "content": ["x"]}, r"content\[0\] must be a dict"),
         ({"role": "user", "content": [{"type": "hologram"}]}, r"content\[0\] is of the unknown type 'hologram'"),
         ({"role": "user", "content": [{"type": ["x"]}]}, "unknown type"),
+        ({"role": "assistant", "content": [{"type": "tool_use", "id": "1", "name": "x", "input": {}}]}, "from_anthropic"),
         ({"role": "user", "content": [{"type": "text"}]}, "must be text"),
         ({"role": "user", "content": [{"type": "image_url"}]}, "needs a dict under 'image_url'"),
         ({"role": "user", "content": [{"type": "file", "file": {}}]}, "exactly one source"),

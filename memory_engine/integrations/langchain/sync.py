@@ -34,8 +34,8 @@ def run_sync(memory: Memory | MemoryEngine, work: Callable[[], Coroutine[Any, An
 
     :raises WrongEventLoopError: this thread runs that loop, or the loop is closed, stopped or blocked.
     """
-    engine = memory if isinstance(memory, MemoryEngine) else memory._engine
-    loop = engine._loop or _background_loop()
+    engine = memory if isinstance(memory, MemoryEngine) else memory.engine
+    loop = engine.loop or _background_loop()
     if _running() is loop:
         raise WrongEventLoopError(
             "A synchronous call in the event loop of this memory would wait for itself; use the asynchronous method (ainvoke, "

@@ -52,7 +52,7 @@ class Connection:
 
     @property
     def closed(self) -> bool:
-        return self.engine._closed
+        return self.engine.closed
 
     @property
     def thread(self) -> _LoopThread | None:
@@ -78,7 +78,7 @@ class Connection:
             )
         if (thread := self.thread) is not None:
             return thread.submit(work).result()
-        loop = self.engine._loop
+        loop = self.engine.loop
         if loop is None or not loop.is_running():
             raise WrongEventLoopError(
                 f"The event loop of the engine {self.name!r} is not running, so {method}() cannot be done; write "

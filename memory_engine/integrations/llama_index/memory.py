@@ -103,7 +103,7 @@ class LlamaIndexMemory(BaseMemory):
             session_id=memory.session_id,
             user_id=memory.user_id,
             tenant=memory.tenant,
-            engine=engines.name_of(memory._engine),
+            engine=engines.name_of(memory.engine),
             on_write=memory._on_write,
         )
         wrapped._connection, wrapped._handle = engines.find(wrapped.engine), memory
@@ -223,7 +223,7 @@ class LlamaIndexMemory(BaseMemory):
             found = engines.open_engine(self.arguments, self.engine)
         if found.closed:
             raise ClosedError(f"The engine {self.engine!r} is closed; register one that is open under this name.")
-        if self._handle is None or self._handle._engine is not found.engine:
+        if self._handle is None or self._handle.engine is not found.engine:
             handle = found.engine.session(self.session_id, user_id=self.user_id, tenant=self.tenant)
             self._handle = handle if self.on_write == "do" else handle.read_only(on_write=self.on_write)
         self._connection = found
