@@ -57,12 +57,22 @@ from pathlib import Path
 import memory_engine
 from memory_engine import Memory
 from memory_engine.blocks import StaticMemoryBlock
+from memory_engine.errors import MissingExtraError
 from memory_engine.tokens import TokenCounter
 
 assert importlib.util.find_spec("blocks") is None
 assert version("memory-engine-blocks") == memory_engine.__version__
 assert (Path(memory_engine.__file__).parent / "py.typed").is_file()
 assert TokenCounter().text("Hello, world!") == 4
+
+# No framework is here, and each integration says which extra brings it.
+for name in ("agent_framework", "google_adk", "langchain", "llama_index", "openai_agents", "pydantic_ai"):
+    try:
+        importlib.import_module(f"memory_engine.integrations.{name}")
+    except MissingExtraError as error:
+        assert f"memory-engine-blocks[{name.replace('_', '-')}]" in str(error), error
+    else:
+        raise AssertionError(f"{name} was imported without its framework")
 
 
 async def main(uri: str) -> None:
@@ -85,6 +95,7 @@ for python in "${pythons[@]}"; do
         venv/bin/pip install --quiet "$file"
         venv/bin/python -I -W error try.py
         venv/bin/python -I -m memory_engine.demo --help >/dev/null
+        venv/bin/python -I -m memory_engine import --help >/dev/null
         echo "$("$python" --version): ${file##*.} works"
     done
 done

@@ -191,7 +191,9 @@ async def test_hosts_databases_and_connections_that_die_lose_and_repeat_nothing(
     """Three minutes with `--soak`: every acknowledged message is there once and was absorbed once, and nothing is stuck."""
     database, server = place
     uri = uri_of(database)
-    writers = [Writer(uri, name, ("worker", "background")[place % 2]) for place, name in enumerate(WRITERS)]
+    writers = [
+        Writer(uri, name, ("worker", "background")[place % 2]) for place, name in enumerate(WRITERS if soak else WRITERS[:2])
+    ]
     workers = [Host(uri) for _ in range(WORKERS)]
     hosts = [*writers, *workers]
     chaos = Chaos([writers, workers], server)
@@ -242,7 +244,7 @@ async def check(engine: MemoryEngine, database: Database, writers: list[Writer])
         memory = engine.session(session, user_id=user_of(session))
         stored = [message.id or "" for message in await memory.get_all()]
         of_users.setdefault(user_of(session), []).extend(stored)
-        for name, one in zip(WRITERS, acknowledged, strict=True):
+        for name, one in zip(WRITERS, acknowledged, strict=False):
             assert [i for i in stored if i.startswith(f"m-{name}-")] == one.get(session, []), f"writer {name} in {session}"
         assert len(stored) == sum(len(one.get(session, [])) for one in acknowledged), session
         of_session = await memory.block("of_session")

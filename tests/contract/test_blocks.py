@@ -494,20 +494,22 @@ async def test_a_deterministic_section_stays_in_the_cached_prefix(tmp_path: Path
 
 
 @pytest.mark.asyncio
-async def test_twenty_thousand_vectors(tmp_path: Path) -> None:
+async def test_thousands_of_vectors(tmp_path: Path, soak: bool) -> None:
+    """Twenty thousand with `--soak`."""
+    batches = 10 if soak else 2
     definition = Vectors(embed=FakeEmbedder(16))
     async with engine_of(tmp_path, definition, token_flush_size=20_000) as engine:
         memory = engine.session("one")
-        for batch in range(10):
+        for batch in range(batches):
             texts = [f"item number {batch * 2_000 + n} is here" for n in range(2_000)]
             await memory.put_messages([{"role": "user", "content": text} for text in texts])
         await memory.flush(final=True)
         await memory.drain(120)
         block = await memory.block("vectors")
-        assert await block.records.count() == 20_000
-        assert sum([len(page) async for page in block.records.pages()]) == 20_000
-        assert len(await block._aget(messages=[ChatMessage(role="user", content="item number 12345")])) == 3
-        assert len(definition.cache[block.context.scope_key][1]) == 20_000
+        assert await block.records.count() == 2_000 * batches
+        assert sum([len(page) async for page in block.records.pages()]) == 2_000 * batches
+        assert len(await block._aget(messages=[ChatMessage(role="user", content="item number 1234")])) == 3
+        assert len(definition.cache[block.context.scope_key][1]) == 2_000 * batches
         [added] = await tell(memory, "a zeppelin over the lake")
         block = await memory.block("vectors")
         [first, *_] = await block._aget(messages=[ChatMessage(role="user", content="zeppelin lake")])
@@ -516,7 +518,7 @@ async def test_twenty_thousand_vectors(tmp_path: Path) -> None:
         block = await memory.block("vectors")
         found = await block._aget(messages=[ChatMessage(role="user", content="zeppelin lake")])
         assert "zeppelin" not in repr(found), "also before the erasure has been carried out"
-        assert len(definition.cache[block.context.scope_key][1]) == 20_000
+        assert len(definition.cache[block.context.scope_key][1]) == 2_000 * batches
 
 
 @pytest.mark.asyncio
