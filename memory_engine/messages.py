@@ -71,7 +71,8 @@ class ChatMessage(Value):
     Give its content as `content=` (text, a list of content blocks, or None) or as `blocks=`. Tool results go into role
     `tool`, as the content of a message with `tool_call_id` or as `ToolResultBlock`s; tool calls into role `assistant`.
     `id` and `created_at` (aware, kept in UTC) are None until `put` assigns them. `metadata` is any JSON object;
-    `metadata["pinned"]` keeps a message in the view (True) or unpins a system message (False).
+    `metadata["pinned"]` keeps a message in the view (True) or unpins a system message (False); `metadata["counted"]` names what
+    of the metadata costs tokens, see `memory_engine.tokens`.
 
     :raises ValidationError: (a ValueError) a field is wrong; the message says which and why.
     """

@@ -14,7 +14,7 @@ from importlib.resources import files
 from inspect import iscoroutine
 from itertools import accumulate, pairwise
 from operator import index
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from memory_engine.errors import TokenizerError
 from memory_engine.messages import (
@@ -33,7 +33,10 @@ from memory_engine.messages import (
 if TYPE_CHECKING:
     from tiktoken import Encoding
 
-__all__ = ["BIG_TEXT", "TokenCounter"]
+__all__ = ["BIG_TEXT", "COUNTED", "TokenCounter"]
+
+COUNTED = "counted"
+"""The key in a message's metadata that names what of the metadata is counted."""
 
 BIG_TEXT = 65_536
 """Characters above which a text is counted in pieces (by o200k_base) and off the event loop."""
@@ -99,7 +102,10 @@ class TokenCounter:
         """The tokens of a text. Raises TokenizerError: the tokenizer raised, or returned neither a count nor tokens."""
 
     def message(self, message: ChatMessage) -> int:
-        """The tokens of a message with everything that a model reads of it; metadata costs nothing.
+        """The tokens of a message with everything that a model reads of it.
+
+        Metadata costs nothing, but for what `metadata["counted"]` names: a list of paths (lists of keys) to what adapters keep
+        there and send to the model all the same, such as `[["llama_index", "additional_kwargs"]]`.
 
         :raises TokenizerError: the tokenizer raised, or returned neither a count nor tokens.
         """
@@ -146,6 +152,8 @@ class TokenCounter:
                 fixed += self._media[type(block)]
             else:
                 others += _texts_of(block)
+        if message.metadata:
+            others += _kept_texts(message.metadata)
         return _Parts(fixed, texts, others)
 
     def _cost(self, parts: _Parts) -> int:
@@ -177,7 +185,22 @@ def _only_text(message: ChatMessage) -> str | None:
     blocks = message.blocks
     if len(blocks) != 1 or message.name or message.tool_call_id or type(block := blocks[0]) is not TextBlock:
         return None
+    if message.metadata and COUNTED in message.metadata:
+        return None
     return block.text if len(block.text) <= BIG_TEXT else None
+
+
+def _kept_texts(metadata: Mapping[str, Any]) -> Iterator[str]:
+    """What the model reads of what adapters keep; a path that leads nowhere is none."""
+    paths = metadata.get(COUNTED)
+    for path in paths if isinstance(paths, list) else ():
+        value: Any = metadata
+        try:
+            for key in path:
+                value = value[key]
+        except (KeyError, IndexError, TypeError):
+            continue
+        yield value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _texts_of(block: ContentBlock) -> tuple[str, ...]:

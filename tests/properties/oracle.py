@@ -32,6 +32,8 @@ class Counter:
         cost = self.overhead
         for label in (message.name, message.tool_call_id):
             cost += self.text(label) if label else 0
+        if "kept" in message.metadata:
+            cost += self.text(message.metadata["kept"]["with"])
         texts: list[str] = []
         for block in message.blocks:
             fields = block.model_dump()

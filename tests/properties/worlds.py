@@ -121,6 +121,7 @@ _SIMPLE: dict[str, Callable[[Random], ChatMessage]] = {
         role="assistant", content=[ThinkingBlock(text=text_of(rng), signature="x"), TextBlock(text=text_of(rng))]
     ),
     "named": lambda rng: _said("user", rng, name="Ada", metadata={"a": [1, {"b": None}]}),
+    "kept": lambda rng: _said("user", rng, metadata={"kept": {"with": text_of(rng)}, "counted": [["kept", "with"]]}),
     "giant": lambda rng: ChatMessage(
         role=rng.choice(["user", "assistant", "assistant"]), content=text_of(rng, rng.choice([9_000, 70_000]))
     ),

@@ -250,6 +250,21 @@ class TestMessage:
             (ChatMessage(role="user", content=None), 4),
             (ChatMessage(role="user", content="one", name="Ada Lovelace"), 4 + 1 + 2),
             (ChatMessage(role="user", content="one", metadata={"note": "costs nothing"}), 4 + 1),
+            (
+                ChatMessage(role="user", content="one", metadata={"kept": {"a": ["x", "y z"]}, "counted": [["kept", "a", 1]]}),
+                4 + 1 + 2,
+            ),
+            (
+                ChatMessage(role="user", content="one", metadata={"kept": {"a": "x y"}, "counted": [["kept"], ["kept", "a"]]}),
+                4 + 1 + 3 + 2,
+            ),
+            (ChatMessage(role="user", content="one", metadata={"counted": "yes"}), 4 + 1),
+            (
+                ChatMessage(
+                    role="user", content="one", metadata={"counted": [["gone"], ["counted", 7], ["counted", "x"], [[]], 1]}
+                ),
+                4 + 1,
+            ),
             (ChatMessage(role="tool", content="one two", tool_call_id="call 1"), 4 + 2 + 2),
             (ChatMessage(role="tool", blocks=[ToolResultBlock(tool_call_id="c", content="one two")]), 4 + 1 + 2),
             (ChatMessage(role="assistant", blocks=[ThinkingBlock(text="one two", signature="s")]), 4 + 2 + 1),
