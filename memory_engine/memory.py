@@ -170,11 +170,20 @@ class Memory:
             raise ConfigurationError("Give the query once: as `input` or as `messages`.")
         return await self._read_context(input if input is not None else messages, block_kwargs)
 
-    async def _read_context(
-        self, query: Query, block_kwargs: Mapping[str, Any], pending: Sequence[ChatMessage] = ()
-    ) -> Context:
+    async def context_of_run(self, own: Sequence[ChatMessage], query: Query = None, **block_kwargs: Any) -> Context:
+        """The context for the model of one run, while other runs write to the same session; for adapters and own loops.
+
+        `own` is what the run has said, in order: messages as they were stored, and others that will be. They stand behind
+        everything else, so that a model is never shown another's request last, and the run's request and its newest step
+        are there even when others pushed them out of the FIFO. Without `own` it is what `context` returns.
+
+        :raises BudgetExceededError: what may never be cut does not fit.
+        """
+        return await self._read_context(query, block_kwargs, own)
+
+    async def _read_context(self, query: Query, block_kwargs: Mapping[str, Any], own: Sequence[ChatMessage] = ()) -> Context:
         await self._engine._ready()
-        context = await read_context(self._session, query, block_kwargs, self._shown, pending)
+        context = await read_context(self._session, query, block_kwargs, self._shown, own)
         self._session.core.shown.note(self._shown, context.messages)
         return context
 

@@ -17,7 +17,7 @@ from memory_engine.sections import SectionRead, Sections
 from memory_engine.session import Core, Session
 from memory_engine.store import BlockTarget, Cursor, SessionRow, Snapshot, scope_key
 from memory_engine.view import ViewStep, build_view, shortener
-from memory_engine.window import Shown, Window, WindowEntry, entry_of
+from memory_engine.window import Shown, Window, WindowEntry, entry_of, with_run
 
 _ROUNDS = 100
 """More rounds than any real memory needs; each makes sections cheaper or the plan tighter."""
@@ -41,14 +41,14 @@ async def read_context(
     query: Query,
     block_kwargs: Mapping[str, Any],
     previous: Shown,
-    pending: Sequence[ChatMessage] = (),
+    own: Sequence[ChatMessage] = (),
 ) -> Context:
-    """The context of a session now; `previous` is what this handle returned last."""
+    """The context of a session now; `previous` is what this handle returned last, `own` what a run has said, stored or not."""
     started = time.perf_counter()
     core = session.core
     asked = as_query(query)
     with core.telemetry.span("memory_engine.get"):
-        turn = await _look(session, pending)
+        turn = await _look(session, own)
         sections = Sections(core, session, turn.row, turn.snapshot)
         if core.definitions:
             shown = frozenset(history_floor(turn.request))
@@ -63,7 +63,7 @@ async def read_context(
         plan, messages, tokens = await _fit(turn, sections)
     receipt = _receipt(turn, sections, plan, messages, tokens, previous, time.perf_counter() - started)
     core.telemetry.got(receipt)
-    if plan.flush_to is not None and turn.row is not None and not pending:
+    if plan.flush_to is not None and turn.row is not None and not own:
         # What is neither shown nor absorbed must reach the blocks; the agent does not wait for that.
         core.soon(session.advance(turn.row, plan.flush_to))
     return Context(messages=list(messages), receipt=receipt)
@@ -83,7 +83,7 @@ def as_query(query: Query) -> tuple[ChatMessage, ...] | None:
     raise InvalidMessageError(f"The query of get is a text, a message or a list of messages, not {type(query).__name__}.")
 
 
-async def _look(session: Session, pending: Sequence[ChatMessage]) -> _Turn:
+async def _look(session: Session, own: Sequence[ChatMessage]) -> _Turn:
     core, settings = session.core, session.core.settings
     snapshot = await core.store.snapshot(session.spec, known=session.known)
     row = snapshot.session
@@ -95,8 +95,8 @@ async def _look(session: Session, pending: Sequence[ChatMessage]) -> _Turn:
         snapshot = await core.store.snapshot(session.spec, known=row)
         core.worker.wake()
     window = await core.windows.read(core.store, row) if row is not None else None
-    if pending:
-        window = await _with_pending(core, window, pending)
+    if own:
+        window = with_run(window or Window("", 0, 0, 0, None, ()), own, await core.counter.count_messages(own))
     view = await _view(core, row, window, snapshot.cursors) if window is not None else ()
     request = ContextRequest(
         budget=settings.budget,
@@ -127,19 +127,6 @@ def _scope_of(target: BlockTarget, row: SessionRow) -> str:
     return scope_key(target.scope, tenant=row.tenant, user_id=row.user_id, session_uid=row.uid)
 
 
-async def _with_pending(core: Core, window: Window | None, pending: Sequence[ChatMessage]) -> Window:
-    """The window as it would be if these messages were stored; it is nobody else's."""
-    if window is None:
-        window = Window("", 0, 0, 0, None, ())
-    entries, turn_seq = list(window.entries), window.turn_seq
-    counts = await core.counter.count_messages(pending)
-    for seq, (message, tokens) in enumerate(zip(pending, counts, strict=True), start=window.next_seq):
-        calls = tuple([call.id for call in message.tool_calls])
-        entries.append(WindowEntry(seq, message.role, tokens, message.pinned, calls, message.tool_results, message))
-        turn_seq = seq if message.role == "user" else turn_seq
-    return replace(window, entries=tuple(entries), turn_seq=turn_seq, view=None, lag_from=None, copies={})
-
-
 async def _view(core: Core, row: SessionRow | None, window: Window, cursors: Sequence[Cursor]) -> tuple[ViewStep, ...]:
     """The visible steps: the FIFO, and before it what left it but is not absorbed by every block yet."""
     pending = [cursor.cursor for cursor in cursors if cursor.cursor < min(cursor.target, window.horizon)]
@@ -149,7 +136,8 @@ async def _view(core: Core, row: SessionRow | None, window: Window, cursors: Seq
     entries = window.entries
     if lag_from is not None and row is not None:
         rows = await core.store.archived_rows(row, from_seq=lag_from, max_tokens=core.settings.budget)
-        merged = {entry.seq: entry for entry in (*map(entry_of, rows), *entries)}
+        archived = [entry for entry in map(entry_of, rows) if entry.message.id not in window.moved]
+        merged = {entry.seq: entry for entry in (*archived, *entries)}
         entries = tuple(merged[seq] for seq in sorted(merged))
     entries = await _recounted(core, window, entries)
     limit = core.settings.max_tool_result_tokens

@@ -5,8 +5,8 @@ from __future__ import annotations
 from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from itertools import takewhile
+from dataclasses import dataclass, field, replace
+from itertools import chain, takewhile
 
 from memory_engine.messages import ChatMessage
 from memory_engine.rows import message_of
@@ -46,6 +46,8 @@ class Window:
     view: tuple[ViewStep, ...] | None = None
     lag_from: int | None = None
     copies: CopyCache = field(default_factory=dict)
+    moved: frozenset[str | None] = frozenset()
+    """The ids of messages that stand behind all others, see `with_run`."""
 
     @property
     def open_from(self) -> int | None:
@@ -70,6 +72,36 @@ class Window:
         """Whether that version follows from this one by appending and flushing alone."""
         same = self.uid == session.uid and self.revision == session.revision
         return same and self.next_seq <= session.next_seq and self.horizon <= session.horizon
+
+
+def with_run(window: Window, own: Sequence[ChatMessage], costs: Sequence[int]) -> Window:
+    """The window as the model of one run should see it: what the run has said (`own`) stands behind everything else.
+
+    Messages of `own` may be in the window, archived, or not stored yet. A step of the window moves as a whole; when the
+    run's request is not among them, with all of its turn. Pinned messages stay where they are.
+    """
+    stored = {entry.message.id: entry for entry in window.entries}
+    at = {entry.seq: entry for entry in window.entries}
+    steps = [step for step in arrange(window.entries) if not step.pinned]
+    step_of = {entry.seq: step for step in steps for entry in step.entries}
+    has_request = any(message.role == "user" for message in own)
+    behind: dict[object, WindowEntry] = {}
+    for message, tokens in zip(own, costs, strict=True):
+        entry = stored.get(message.id) if message.id is not None else None
+        if entry is None:
+            calls = tuple([call.id for call in message.tool_calls])
+            new = WindowEntry(-1, message.role, tokens, message.pinned, calls, message.tool_results, message)
+            behind[message.id or id(message)] = new
+        elif (step := step_of.get(entry.seq)) is not None:
+            moving = [step] if has_request else [other for other in steps if other.turn == step.turn]
+            behind.update({at[each.seq].message.id: at[each.seq] for each in chain(*(part.entries for part in moving))})
+    entries = [entry for entry in window.entries if entry.message.id not in behind]
+    turn_seq = window.turn_seq
+    for seq, entry in enumerate(behind.values(), start=window.next_seq):
+        entries.append(replace(entry, seq=seq))
+        turn_seq = seq if entry.role == "user" else turn_seq
+    moved = frozenset(entry.message.id for entry in behind.values())
+    return replace(window, entries=tuple(entries), turn_seq=turn_seq, view=None, lag_from=None, copies={}, moved=moved)
 
 
 class Windows:

@@ -40,12 +40,54 @@ async def test_a_run_that_cannot_fit_is_an_error() -> None:
         memory = engine.session("too long")
         own = await memory.put_messages([ChatMessage(role="user", content=scenario.FILLER * 40)])
         await others_talk(memory)
-        with pytest.raises(BudgetExceededError, match="messages of this run"):
+        with pytest.raises(BudgetExceededError, match="never be cut"):
             await context_of_run(memory, own)
+
+
+def calling(call_id: str) -> ChatMessage:
+    return ChatMessage(role="assistant", blocks=[ToolCallBlock(id=call_id, name="add", arguments={"first": 1})])
+
+
+def result(call_id: str, text: str = "1") -> ChatMessage:
+    return ChatMessage(role="tool", tool_call_id=call_id, content=text)
+
+
+async def test_a_result_that_comes_late_is_shown_with_its_call_and_its_request() -> None:
+    async with scenario.engine_at("sqlite+aiosqlite:///:memory:") as engine:
+        memory = engine.session("late")
+        asked = await memory.put_messages([ChatMessage(role="user", content="mine"), calling("c-1")])
+        await others_talk(memory, 1)
+        own = await memory.put_messages([result("c-1")])
+        view = await context_of_run(memory, own)
+        assert [message.id for message in view[-3:]] == [message.id for message in (*asked, *own)]
+        assert len(view) == 5 and scenario.problems_of(view, scenario.TOKEN_LIMIT) == []
+
+
+async def test_results_that_come_in_another_order_stay_with_their_calls() -> None:
+    async with scenario.engine_at("sqlite+aiosqlite:///:memory:") as engine:
+        memory = engine.session("parallel")
+        said = [calling("a"), calling("b"), result("b"), ChatMessage(role="assistant", content="B"), result("a")]
+        own = await memory.put_messages([ChatMessage(role="user", content="mine"), *said])
+        view = await context_of_run(memory, own)
+        assert view == await memory.get() and scenario.problems_of(view, scenario.TOKEN_LIMIT) == []
+        assert [message.tool_call_id for message in view] == [None, None, "a", None, "b", None]
+
+
+async def test_a_giant_result_of_a_run_that_others_pushed_out_is_shortened() -> None:
+    async with scenario.engine_at("sqlite+aiosqlite:///:memory:") as engine:
+        memory = engine.session("big")
+        own = await memory.put_messages([ChatMessage(role="user", content="mine")])
+        await others_talk(memory)
+        own += await memory.put_messages([calling("z"), result("z", "word " * 5_000)])
+        await others_talk(memory)
+        view = await context_of_run(memory, own)
+        assert [message.id for message in view[-3:]] == [message.id for message in own]
+        assert scenario.problems_of(view, scenario.TOKEN_LIMIT - scenario.RESERVED) == []
 
 
 async def test_without_a_run_it_is_what_get_returns() -> None:
     async with scenario.engine_at("sqlite+aiosqlite:///:memory:") as engine:
         memory = engine.session("nobody")
         await others_talk(memory)
+        await memory.drain()
         assert await context_of_run(memory, []) == await memory.get()

@@ -11,7 +11,13 @@ import pytest
 from scenario import RESTART, TURNS, Script, add, check_history, engine_at, problems_of, user_text, weather
 
 from memory_engine import ChatMessage, Memory, MemoryEngine
-from memory_engine.errors import BudgetExceededError, ConfigurationError, InvalidMessageError, ReadOnlyError
+from memory_engine.errors import (
+    BudgetExceededError,
+    ConfigurationError,
+    InvalidMessageError,
+    ReadOnlyError,
+    StoreBusyError,
+)
 from memory_engine.messages import ToolCallBlock
 from memory_engine.tokens import TokenCounter
 
@@ -221,6 +227,123 @@ async def test_a_read_only_memory_is_asked_and_not_written(memory: Memory) -> No
         assert [m.content for m in turn.messages] == ["Hi", "Look!"]
         await turn.finish("Yes.")
     assert await said(memory) == ["user: Hi"]
+
+
+async def test_a_turn_reads_its_own_request_last_whatever_others_say(tmp_path: Path) -> None:
+    async with MemoryEngine(async_database_uri=uri(tmp_path), token_limit=300) as engine:
+        memory = engine.session("chat")
+        async with memory.turn("Mine.") as mine:
+            await mine.add(calling("a"))
+            await mine.add(result("a"))
+            for number in range(12):
+                async with memory.turn(f"Other {number}. {'More of it. ' * 5}") as other:
+                    assert other.messages[-1].id == other.request.id
+                    await other.finish("Yes. " * 5)
+            await mine.add(calling("b"))
+            await mine.add(result("b"))
+            shown = mine.messages
+            assert problems_of(shown, 300) == []
+            assert [m.id for m in shown[-5:]] == [mine.request.id, *(step.id for step in mine.steps)]
+            assert shown[0].content.startswith("Other"), "what room is left is for the others"
+
+
+async def fail_together(memory: Memory, texts: list[str]) -> None:
+    together = asyncio.Barrier(len(texts))
+
+    async def one(text: str) -> None:
+        async with memory.turn(text):
+            await together.wait()
+            raise RuntimeError("the model is away")
+
+    results = await asyncio.gather(*map(one, texts), return_exceptions=True)
+    assert all(isinstance(each, RuntimeError) for each in results)
+
+
+async def test_turns_at_once_that_fail_are_repeated_without_a_second_request(memory: Memory) -> None:
+    texts = ["One?", "Two?", "Three?"]
+    await fail_together(memory, texts)
+    await memory.put_messages([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}])
+    for text in texts:
+        async with memory.turn(text) as turn:
+            assert turn.messages[-1].content == text
+            await turn.finish(f"Yes, {text}")
+    stored = await said(memory)
+    assert [stored.count(f"user: {text}") for text in texts] == [1, 1, 1]
+    for text in texts:  # answered now: who asks again asks anew
+        async with memory.turn(text) as turn:
+            await turn.finish("Yes.")
+    assert [(await said(memory)).count(f"user: {text}") for text in texts] == [2, 2, 2]
+
+
+async def test_the_same_request_twice_at_once_is_two_requests(memory: Memory) -> None:
+    together = asyncio.Barrier(3)
+
+    async def one(number: int) -> None:
+        async with memory.turn("Next, please.") as turn:
+            await together.wait()
+            await turn.finish(f"Number {number}.")
+
+    await asyncio.gather(*map(one, range(3)))
+    stored = await said(memory)
+    assert stored.count("user: Next, please.") == 3 and len(stored) == 6
+
+
+async def test_cancelled_while_it_commits_a_turn_leaves_its_request_alone(
+    memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    committed = asyncio.Event()
+    put = Memory.put_messages
+
+    async def slowly(self: Memory, messages: Any) -> list[ChatMessage]:
+        stored = await put(self, messages)
+        committed.set()
+        await asyncio.sleep(0.02)
+        return stored
+
+    async def answer() -> None:
+        async with memory.turn("Look!") as turn:
+            await turn.finish("I have looked.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Memory, "put_messages", slowly)
+        task = asyncio.create_task(answer())
+        await committed.wait()
+        task.cancel()
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert await said(memory) == ["user: Look!"]
+    await answer()
+    assert await said(memory) == ["user: Look!", "assistant: I have looked."]
+
+
+async def test_a_commit_that_fails_may_be_repeated(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refuses(self: Memory, messages: Any) -> list[ChatMessage]:
+        raise StoreBusyError("busy")
+
+    async with memory.turn("Look!") as turn:
+        with monkeypatch.context() as patch:
+            patch.setattr(Memory, "put_messages", refuses)
+            with pytest.raises(StoreBusyError):
+                await turn.finish("I have looked.")
+        await turn.finish()
+    assert await said(memory) == ["user: Look!", "assistant: I have looked."]
+
+
+async def test_a_request_with_an_id_is_answered_once(memory: Memory) -> None:
+    request = ChatMessage(role="user", id="req-1", content="Look!")
+    async with memory.turn(request) as turn:
+        assert turn.answer is None
+        await turn.add(calling("a"))
+        await turn.add(result("a"))
+        await turn.finish("I have looked.")
+    before = await memory.get_all()
+    async with memory.turn(request) as again:
+        assert again.answer is not None and again.answer.content == "I have looked."
+        assert list(again.steps) == before[1:] and again.messages == before
+        await again.finish("I have looked twice.")
+    assert await memory.get_all() == before
 
 
 async def test_adapters_are_told_what_they_need(memory: Memory) -> None:
