@@ -513,3 +513,25 @@ def test_what_the_model_reads_is_counted() -> None:
     assert TokenCounter().message(message) >= TokenCounter().text("e" * 300) + TokenCounter().text(
         "weather in Rome today, please"
     )
+
+
+def marks_in(value: object) -> int:
+    if isinstance(value, dict):
+        return (value.get("cache_control") is not None) + sum(map(marks_in, value.values()))
+    return sum(map(marks_in, value)) if isinstance(value, list | tuple) else 0
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_marks_inside_of_tool_results_are_counted_too(cache: bool) -> None:
+    conversation: list[dict[str, Any]] = []
+    for number in range(6):
+        inner = [{"type": "text", "text": "found", "cache_control": {"type": "ephemeral"}}]
+        conversation += [
+            {"role": "user", "content": f"Question {number}"},
+            {"role": "assistant", "content": [{"type": "tool_use", "id": f"t{number}", "name": "look", "input": {}}]},
+            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": f"t{number}", "content": inner}]},
+            {"role": "assistant", "content": "Answer"},
+        ]
+    messages = from_anthropic([*conversation, {"role": "user", "content": "End"}], system="Be kind.")
+    for _ in range(2):
+        assert marks_in(to_anthropic(messages, cache=cache)) == (2 if cache else 4)

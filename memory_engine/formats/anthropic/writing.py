@@ -63,13 +63,14 @@ def to_anthropic(
         "request": [block for _, blocks, _ in (*before, *after) for block in blocks],
     }
     if points:
-        for block in (*instructions, *parts["request"]):
+        for block in _bearers([*instructions, *parts["request"]]):
             block.pop("cache_control", None)
         mark = {"type": "ephemeral"} | ({"ttl": cache_ttl} if cache_ttl else {})
         for point in points:
             _mark(parts[point], mark)
     else:
-        marked = [block for block in (*instructions, *parts["request"]) if block.get("cache_control") is not None]
+        bearers = _bearers([*instructions, *parts["request"]])
+        marked = [block for block in bearers if block.get("cache_control") is not None]
         for block in marked[:-_MARKS]:
             del block["cache_control"]
     return AnthropicRequest(instructions, _merged([*before, *after]))
@@ -150,6 +151,16 @@ def _points(cache: bool | Collection[CachePoint]) -> Sequence[CachePoint]:
     if unknown or isinstance(cache, str):
         raise InvalidMessageError(f"cache is True, False or a collection of {', '.join(_POINTS)}; not {unknown or cache!r}.")
     return [point for point in _POINTS if point in cache]
+
+
+def _bearers(blocks: Sequence[Fields]) -> list[Fields]:
+    """Everything that may have a mark, in order: what is inside of tool results too."""
+    bearers: list[Fields] = []
+    for block in blocks:
+        inner = block.get("content")
+        bearers += [part for part in inner if isinstance(part, dict)] if isinstance(inner, list) else []
+        bearers.append(block)
+    return bearers
 
 
 def _mark(blocks: Sequence[Fields], mark: Fields) -> None:
