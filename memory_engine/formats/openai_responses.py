@@ -65,6 +65,8 @@ _CALLS = {
 }
 """The type of a call's item to that of its output."""
 _OUTPUTS = {output: call for call, output in _CALLS.items()}
+_COMPACTED = ("compaction", "context_compaction")
+"""These stand for everything before them, so that they stay in view like instructions."""
 
 _Item = Mapping[str, Any]
 
@@ -155,6 +157,9 @@ def _read(item: Fields) -> tuple[Role, TakenApart]:
         _read_content(taken, item["content"])
         return cast(Role, role), taken
     call_id = call_id_of(item)
+    if kind in _COMPACTED:
+        taken.take_unknown()
+        return "developer", taken
     if kind == "reasoning":
         _read_reasoning(taken)
     elif call_id is None:

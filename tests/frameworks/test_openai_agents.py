@@ -44,7 +44,7 @@ from typing_extensions import get_type_hints, is_typeddict
 
 from memory_engine import BaseMemoryBlock, ChatMessage, Memory, MemoryEngine
 from memory_engine.blocks import StaticMemoryBlock, VectorMemoryBlock
-from memory_engine.errors import InvalidMessageError
+from memory_engine.errors import ConfigurationError, InvalidMessageError
 from memory_engine.formats.openai_responses import call_id_of, from_openai_responses, is_output, to_openai_responses
 from memory_engine.integrations.openai_agents import OpenAIAgentsSession
 from memory_engine.messages import TextBlock, ToolCallBlock, ToolResultBlock, decode, encode
@@ -254,6 +254,46 @@ async def test_the_same_input_again_after_a_failure_is_one_message(memory: Memor
     assert texts(model.last_call.input, "user") == ["How warm?", "How warm?"]
 
 
+async def test_the_same_input_twice_at_once_is_two_requests(memory: Memory) -> None:
+    together = asyncio.Barrier(3)
+
+    async def respond_slowly(call_made: Any) -> list[Any]:
+        await together.wait()
+        return [said("Yes.", f"msg_{id(call_made)}")]
+
+    async def one() -> Any:
+        session = session_on(memory)
+        agent = agent_with(ScriptedModel([ModelStep.respond(respond_slowly)]))
+        return await ask(agent, "Next, please.", session, run_config=session.run_config())
+
+    await asyncio.gather(*(one() for _ in range(3)))
+    assert texts(await stored_items(memory), "user") == ["Next, please."] * 3
+
+
+async def test_with_the_run_config_a_long_run_stays_within_the_budget(tmp_path: Path) -> None:
+    script = scenario.Script(budget=scenario.TOKEN_LIMIT - scenario.RESERVED)
+    asked = 0
+
+    def respond(call_made: Any) -> list[Any]:
+        nonlocal asked
+        asked += 1
+        sent = seen(call_made.input)
+        script.problems += scenario.problems_of(sent, script.budget)
+        assert any("Walk." in message.content for message in sent), "the request was forgotten"
+        return [said("There.", "msg_end")] if asked > 30 else [call("walk", {"step": asked}, f"step-{asked}")]
+
+    @function_tool
+    def walk(step: int) -> str:
+        return f"Step {step}. {scenario.FILLER}"
+
+    async with scenario.engine_at(f"sqlite+aiosqlite:///{tmp_path / 'memory.db'}") as engine:
+        session = session_on(engine.session("long"))
+        agent = agent_with(ScriptedModel([ModelStep.respond(respond)] * 31), walk)
+        result = await ask(agent, "Walk.", session, run_config=session.run_config(), max_turns=40)
+        assert result.final_output == "There." and script.problems == []
+        assert len(await stored_items(session.memory)) == 62, "nothing is dropped from what is stored"
+
+
 @pytest.mark.parametrize("streamed", [False, True])
 async def test_guardrails(memory: Memory, streamed: bool) -> None:
     @input_guardrail
@@ -425,6 +465,32 @@ class Remembering(BaseMemoryBlock[list[ChatMessage]]):
 
     async def _aput(self, messages: Sequence[ChatMessage]) -> None:
         pass
+
+
+async def test_sections_are_known_in_another_process_too() -> None:
+    blocks = [StaticMemoryBlock(name="rules", static_content="Answer briefly.")]
+    async with Memory.from_defaults("s", memory_blocks=blocks) as memory:
+        await session_on(memory).add_items([{"role": "user", "content": "Hi"}])
+        items = json.loads(json.dumps(await session_on(memory).get_items()))
+        assert len(items) == 2 and "Answer briefly." in str(items[0])
+        other = session_on(memory)
+        await other.add_items([items[0], {"role": "user", "content": "Hi again"}])
+        assert [message.content for message in await memory.get_all()] == ["Hi", "Hi again"]
+
+
+async def test_compacted_history_stays_in_view(memory: Memory) -> None:
+    session = session_on(memory)
+    compacted = {"type": "compaction", "id": "cmp_1", "encrypted_content": "abc"}
+    await session.add_items([compacted])
+    assert await session.get_items() == [compacted]
+    await session.add_items([{"role": "user", "content": "next"}, {"role": "assistant", "content": "hi"}])
+    assert (await session.get_items())[0] == compacted and len(await session.get_items()) == 3
+
+
+async def test_what_nobody_can_read_is_refused(memory: Memory) -> None:
+    with pytest.raises(ConfigurationError, match="EncryptedSession"):
+        await session_on(memory).add_items([{"__enc__": 1, "v": 1, "kid": "k", "payload": "x"}])
+    assert await memory.get_all() == []
 
 
 async def test_what_is_said_again_is_stored_again() -> None:

@@ -1,38 +1,30 @@
-"""`OpenAIAgentsSession`: a memory as the session of OpenAI's Agents SDK (`pip install 'memory-engine-blocks[openai-agents]'`).
-
-    session = OpenAIAgentsSession(engine.session("chat-1"))
-    result = await Runner.run(agent, "Hello", session=session, run_config=session.run_config())
-
-The SDK asks for the history once, at the beginning of a run, and adds the new input and its own items to it while it runs:
-reserve what these, the instructions and the tools need with `reserved_tokens`.
-"""
+"""`OpenAIAgentsSession`: the SDK's `Session` protocol on a `Memory`."""
 
 from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
-from memory_engine.errors import MissingExtraError
-from memory_engine.formats.openai_responses import (
-    KEPT,
-    call_id_of,
-    dump_marked,
-    from_openai_responses,
-    is_output,
-    to_openai_responses,
-)
-from memory_engine.messages import ChatMessage
+from agents import RunConfig
+from agents.memory import SessionSettings
+from agents.run import CallModelData, ModelInputData
 
-try:
-    from agents import RunConfig
-    from agents.memory import SessionSettings
-except ImportError as error:
-    raise MissingExtraError(
-        "OpenAIAgentsSession needs OpenAI's Agents SDK; pip install 'memory-engine-blocks[openai-agents]'."
-    ) from error
+from memory_engine.errors import ConfigurationError
+from memory_engine.formats.openai_responses import dump_marked, from_openai_responses, to_openai_responses
+from memory_engine.integrations.openai_agents.items import (
+    REPLACES,
+    copies_of,
+    fingerprint,
+    is_rendered,
+    kept_of,
+    newest,
+    role_of,
+    steps_of,
+)
+from memory_engine.integrations.openai_agents.runs import SessionKey, is_being_answered, note_run
+from memory_engine.messages import ChatMessage
 
 if TYPE_CHECKING:
     from agents.items import TResponseInputItem
@@ -40,11 +32,8 @@ if TYPE_CHECKING:
     from memory_engine.memory import Memory
     from memory_engine.receipt import Context
 
-__all__ = ["OpenAIAgentsSession"]
-
 _SECTIONS = 1_024
 """So many of memory's own items that were handed out are known again when they come back."""
-_REPLACES = "replaces"
 
 _Pair = tuple["TResponseInputItem", bool]
 """An item, and whether it is a section that memory inserted."""
@@ -67,6 +56,7 @@ class OpenAIAgentsSession:
         self.session_id = memory.session_id
         self.session_settings: SessionSettings | None = session_settings or SessionSettings()
         self._handed_out: OrderedDict[str, None] = OrderedDict()
+        self._budget = memory.token_limit
 
     # -- the protocol ----------------------------------------------------------------------------------------
 
@@ -84,6 +74,7 @@ class OpenAIAgentsSession:
         context = await self.memory.context()
         pairs = self._pairs(context)
         overhead = self.memory.count_tokens([ChatMessage(role="user")])
+        self._budget = context.receipt.budget
         if context.receipt.tokens + overhead * (len(pairs) - len(context.messages)) > context.receipt.budget:
             pairs = self._fit(pairs, context.receipt.budget)
         items = [item for item, _ in pairs]
@@ -92,14 +83,17 @@ class OpenAIAgentsSession:
         sections = [item for item, is_section in pairs if is_section]
         if limit == configured and 0 < len(sections) < limit:
             history = [item for item, is_section in pairs if not is_section]
-            return [*sections, *_newest(history, limit - len(sections))]
-        return _newest(items, limit)
+            return [*sections, *newest(history, limit - len(sections))]
+        return newest(items, limit)
 
     async def add_items(self, items: list[TResponseInputItem]) -> None:
         """Commit items in one transaction; the items of one response are kept together.
 
         :raises InvalidMessageError: an item is not JSON; nothing was written.
+        :raises ConfigurationError: an item is encrypted, so that nobody can see what belongs together or fits.
         """
+        if any(isinstance(item, Mapping) and "__enc__" in item for item in items):
+            raise ConfigurationError("EncryptedSession hides from memory what it has to read; encrypt the database instead.")
         new = [item for item in items if not self._is_section(item)]
         if new:
             await self.memory.put_messages(from_openai_responses(new))
@@ -112,8 +106,8 @@ class OpenAIAgentsSession:
             rest, last = items[:-1], items[-1:]
             if rest:
                 # First what stays: when the process dies in between, an item is still there, not another one lost.
-                await self.memory.put_messages(_copies(message, rest))
-            earlier = _kept(message).get(_REPLACES)
+                await self.memory.put_messages(copies_of(message, rest))
+            earlier = kept_of(message).get(REPLACES)
             await self.memory.delete([message.id or "", *([earlier] if isinstance(earlier, str) else [])])
             if last:
                 return cast("TResponseInputItem", last[0])
@@ -126,8 +120,15 @@ class OpenAIAgentsSession:
     # -- the new input as the query --------------------------------------------------------------------------
 
     def run_config(self, **settings: Any) -> RunConfig:
-        """A `RunConfig` with these settings, in which `recall_input` merges history and new input."""
-        return RunConfig(**{"session_input_callback": self.recall_input, **settings})
+        """A `RunConfig` with these settings, in which `recall_input` merges history and new input, and `fit_input` holds the
+        budget at every request to a model."""
+        return RunConfig(**{"session_input_callback": self.recall_input, "call_model_input_filter": self.fit_input, **settings})
+
+    async def fit_input(self, data: CallModelData[Any]) -> ModelInputData:
+        """A `call_model_input_filter`: what a run says itself makes room for its newest step by leaving out older steps."""
+        pairs = [(item, self._is_section(item)) for item in data.model_data.input]
+        kept = [item for item, _ in self._fit(pairs, self._budget)]
+        return ModelInputData(input=kept, instructions=data.model_data.instructions)
 
     async def recall_input(
         self, history: list[TResponseInputItem], new_input: list[TResponseInputItem]
@@ -138,16 +139,19 @@ class OpenAIAgentsSession:
         newest message that is stored. An input with which history ends already, because the run it began failed, is not
         added a second time.
         """
-        query = from_openai_responses([item for item in new_input if _role(item) == "user"])
+        query = from_openai_responses([item for item in new_input if role_of(item) == "user"])
         context = await self.memory.context(query or None)
         sections = [pair for pair in self._pairs(context) if pair[1]]
         talk = [(item, False) for item in history if not self._is_section(item)]
         kept = [item for item, is_section in self._fit([*sections, *talk], context.receipt.budget) if not is_section]
-        if new_input and kept[-len(new_input) :] == new_input and all(_role(item) == "user" for item in new_input):
+        asked = json.dumps(new_input, sort_keys=True, default=str)
+        is_asked_again = kept[-len(new_input) :] == new_input and all(role_of(item) == "user" for item in new_input)
+        if new_input and is_asked_again and not is_being_answered(self._key, asked):
             kept = kept[: -len(new_input)]
             new_input = history[-len(new_input) :]
-        first = [item for item, _ in sections if _role(item) != "user"]
-        return [*first, *kept, *(item for item, _ in sections if _role(item) == "user"), *new_input]
+        note_run(self._key, asked)
+        first = [item for item, _ in sections if role_of(item) != "user"]
+        return [*first, *kept, *(item for item, _ in sections if role_of(item) == "user"), *new_input]
 
     # -- helpers ---------------------------------------------------------------------------------------------
 
@@ -156,15 +160,19 @@ class OpenAIAgentsSession:
         marked = [pair for message in context.messages for pair in dump_marked(message)]
         pairs = [(cast("TResponseInputItem", item), is_section) for item, is_section in marked]
         for item, is_section in pairs:
-            if is_section and (fingerprint := _fingerprint(item)) is not None:
-                self._handed_out[fingerprint] = None
-                self._handed_out.move_to_end(fingerprint)
+            if is_section and (known := fingerprint(item)) is not None:
+                self._handed_out[known] = None
+                self._handed_out.move_to_end(known)
         while len(self._handed_out) > _SECTIONS:
             self._handed_out.popitem(last=False)
         return pairs
 
     def _is_section(self, item: object) -> bool:
-        return isinstance(item, Mapping) and _fingerprint(item) in self._handed_out
+        return isinstance(item, Mapping) and (fingerprint(item) in self._handed_out or is_rendered(item))
+
+    @property
+    def _key(self) -> SessionKey:
+        return id(self.memory.engine), self.memory.tenant, self.session_id
 
     def _fit(self, pairs: list[_Pair], budget: int) -> list[_Pair]:
         """The items without the oldest steps, where they cost more than the messages that they come from.
@@ -176,64 +184,15 @@ class OpenAIAgentsSession:
         excess = sum(costs) - budget
         if excess <= 0:
             return pairs
-        fixed = {at for at, (item, is_section) in enumerate(pairs) if is_section or _role(item) in ("system", "developer")}
-        request = max((at for at, item in enumerate(items) if _role(item) == "user" and at not in fixed), default=-1)
+        fixed = {at for at, (item, is_section) in enumerate(pairs) if is_section or role_of(item) in ("system", "developer")}
+        request = max((at for at, item in enumerate(items) if role_of(item) == "user" and at not in fixed), default=-1)
         started = False
         gone: set[int] = set()
-        for step in [step for step in _steps(items) if step.start not in fixed][:-1]:
-            begins = _role(items[step.start]) == "user"
+        for step in [step for step in steps_of(items) if step.start not in fixed][:-1]:
+            begins = role_of(items[step.start]) == "user"
             if request not in step and (excess > 0 or not (started or begins)):
                 gone.update(step)
                 excess -= sum(costs[step.start : step.stop])
             else:
                 started = started or begins
         return [pair for at, pair in enumerate(pairs) if at not in gone]
-
-
-def _role(item: object) -> str | None:
-    return cast("str | None", cast("Mapping[str, Any]", item).get("role"))
-
-
-def _newest(items: list[TResponseInputItem], limit: int) -> list[TResponseInputItem]:
-    """The last `limit` items, without outputs whose calls are not among them."""
-    tail = items[len(items) - limit :] if limit > 0 else []
-    calls = {call_id_of(_plain(item)) for item in tail if not is_output(_plain(item))}
-    return [item for item in tail if not is_output(_plain(item)) or call_id_of(_plain(item)) in calls]
-
-
-def _steps(items: Sequence[TResponseInputItem]) -> list[range]:
-    """Where the items of one step are: a message, or what one response said and called, with the outputs of the calls."""
-    starts = []
-    for at, item in enumerate(items):
-        before = items[at - 1] if at else None
-        after_others = before is None or _role(before) in ("user", "system", "developer") or is_output(_plain(before))
-        if at == 0 or _role(item) in ("user", "system", "developer") or (after_others and not is_output(_plain(item))):
-            starts.append(at)
-    return [range(start, end) for start, end in pairwise([*starts, len(items)])]
-
-
-def _plain(item: object) -> Mapping[str, Any]:
-    return cast("Mapping[str, Any]", item)
-
-
-def _kept(message: ChatMessage) -> Mapping[str, Any]:
-    return cast("Mapping[str, Any]", message.metadata.get(KEPT) or {})
-
-
-def _copies(message: ChatMessage, items: Sequence[Mapping[str, Any]]) -> list[ChatMessage]:
-    """The message with these of its items only, as messages that stand for it from now on."""
-    copies = []
-    for number, copy in enumerate(from_openai_responses(items)):
-        metadata = {**message.metadata, KEPT: {**_kept(copy), _REPLACES: message.id}}
-        changes = {"id": f"{message.id}:{len(items)}:{number}"[-512:], "created_at": message.created_at, "metadata": metadata}
-        copies.append(copy.model_copy(update=changes))
-    return copies
-
-
-def _fingerprint(item: Mapping[str, Any]) -> str | None:
-    """Equal for messages with the same role and texts, whatever form their content has; None where there is no text."""
-    role, content = item.get("role"), item.get("content")
-    parts = [{"text": content}] if isinstance(content, str) else content if isinstance(content, list) else []
-    texts = [part.get("text") for part in parts if isinstance(part, Mapping)]
-    known = [text for text in texts if isinstance(text, str)]
-    return json.dumps([role, len(parts), "\n".join(known)]) if role and known else None
