@@ -54,6 +54,16 @@ class Check:
         self.nothing_is_lost()
         self.account()
 
+    def of_run(self, own: Sequence[ChatMessage]) -> None:
+        """What holds although the messages of a run stand behind the others: none of them twice, the run's request last."""
+        self.budget()
+        self.conversation()
+        ids = [message.id for message in self.messages if message.id is not None]
+        assert len(ids) == len(set(ids)), "a message is shown twice"
+        users = [message for message in self.messages if message.role == "user" and message.id is not None]
+        if own and own[0].role == "user" and not own[0].pinned and self.world.max_turns != 0:
+            assert users[-1].id == own[0].id, "another request is the last one"
+
     def budget(self) -> None:
         total = self.count.all(self.messages)
         assert total == self.receipt.tokens, f"{total} tokens, the receipt says {self.receipt.tokens}"

@@ -332,6 +332,24 @@ class Machine:
         if rng.random() < 0.3:
             await self._get_again(memory, context.messages)
 
+    async def _do_get_of_run(self, memory: Memory, rng: Random) -> None:
+        """What the model of one run reads: some request, some of what followed it, and perhaps what is not stored yet."""
+        snapshot, entries = await self.look(memory)
+        stored = [entry.message for entry in entries]
+        requests = [place for place, message in enumerate(stored) if message.role == "user"]
+        start = rng.choice(requests) if requests and rng.random() < 0.8 else rng.randint(0, len(stored))
+        said = [m for m in stored[start + 1 : start + 9] if m.role in ("assistant", "tool") and rng.random() < 0.7]
+        own = [*stored[start : start + 1], *said]
+        if rng.random() < 0.4:
+            own.append(ChatMessage(role="assistant", id="not stored", content=text_of(rng, 20)))
+        self.tally["gets of runs"] += 1
+        try:
+            context = await memory.context_of_run(own)
+        except BudgetExceededError:
+            self.tally["over budget"] += 1
+            return
+        Check(self, snapshot, entries, context).of_run(own)
+
     async def _get_again(self, memory: Memory, messages: list[ChatMessage]) -> None:
         """What a caller does to a list it got must not matter to anybody."""
         messages.reverse()

@@ -23,7 +23,22 @@ from memory_engine.render import Section
 from memory_engine.view import shorten
 
 CALLS = (
-    *("get", "get", "get", "turns", "turns", "turns", "batch", "reput", "conflict", "own_id", "put_back", "set_back", "set"),
+    *(
+        "get",
+        "get",
+        "get",
+        "turns",
+        "turns",
+        "turns",
+        "batch",
+        "reput",
+        "conflict",
+        "own_id",
+        "put_back",
+        "set_back",
+        "set",
+        "get_of_run",
+    ),
     *("flush", "final", "pop", "delete", "rewind", "reset", "drain", "reopen", "reopen"),
 )
 STEP = st.tuples(st.one_of(st.sampled_from(CALLS), st.sampled_from(MESSAGE_KINDS)), st.integers(0, 9_999))
