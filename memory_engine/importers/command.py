@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import signal
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import aclosing
 from pathlib import Path
@@ -48,16 +50,22 @@ def add_import(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Carry the command out: 0 when everything was brought over and verified, or could be; else 1.
+    """Carry the command out: 0 when everything was brought over and verified, or could be; else 1. 130 when interrupted.
 
     :raises MemoryEngineError: it could not begin.
     """
     if options.apply and not options.to:
         raise ConfigurationError("--apply needs --to, the database that the history goes to.")
-    return asyncio.run(_run(options))
+    try:
+        return asyncio.run(_run(options))
+    except KeyboardInterrupt:
+        went = "What is written stays; the same command again goes on from there." if options.apply else "Nothing was written."
+        print(f"Interrupted. {went}", file=sys.stderr)
+        return 128 + signal.SIGINT
 
 
 async def _run(options: argparse.Namespace) -> int:
+    from memory_engine.importers.address import check_apart
     from memory_engine.importers.report import Progress, plan_lines, say
     from memory_engine.importers.run import Target, make_plan
 
@@ -70,6 +78,8 @@ async def _run(options: argparse.Namespace) -> int:
         unpin_system=options.unpin_system,
     )
     async with aclosing(_source(options)) as source:
+        if options.to:
+            check_apart(options.uri, options.to, tables=source.tables, table_prefix=options.table_prefix)
         with Progress("reading", None) as progress:
             plan = await make_plan(source, target, step=progress.step)
         say(*plan_lines(plan, source.order, every=options.all))

@@ -22,6 +22,7 @@ class LangChainFile:
 
     kind = "langchain-file"
     order = "their place in the file, to whose end LangChain writes"
+    tables: tuple[str, ...] = ()
 
     def __init__(self, path: str, *, encoding: str = "utf-8") -> None:
         self._path, self._encoding = Path(path), encoding

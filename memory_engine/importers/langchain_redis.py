@@ -22,6 +22,7 @@ class LangChainRedis:
 
     kind = "langchain-redis"
     order = "their place in the list from its end, because LangChain puts each message at the front"
+    tables: tuple[str, ...] = ()
 
     def __init__(self, url: str, *, key_prefix: str = "message_store:") -> None:
         try:

@@ -28,6 +28,7 @@ class LlamaIndexSql:
         self, uri: str, *, table: str = "llama_index_memory", schema: str | None = None, status: str | None = None
     ) -> None:
         self._rows = SqlRows(uri, table, schema=schema)
+        self.tables = (table,)
         self._status = status
         self._statuses: dict[str, int] = {}
 
@@ -64,6 +65,7 @@ class LlamaIndexJson:
 
     kind = "llama-index"
     order = "their place in the file"
+    tables: tuple[str, ...] = ()
 
     def __init__(self, path: str) -> None:
         self._path = Path(path)

@@ -24,6 +24,7 @@ class Mem0History:
 
     kind = "mem0-history"
     order = "rowid, the order of insertion; created_at is the same for all messages of a call"
+    tables = ("messages", "history")
 
     _messages = Columns("id", "session_scope", "content", ("rowid",), ("role", "name"), ("created_at",))
     _history = Columns("id", None, "new_memory", ("rowid",), ("memory_id", "event", "is_deleted", "actor_id", "role"))

@@ -44,6 +44,8 @@ class Source(Protocol):
     """As `--from` names it; part of the messages' ids."""
     order: str
     """By what the messages are put in order, and why: a sentence for the report."""
+    tables: tuple[str, ...]
+    """The tables of a database that it is read from."""
 
     async def sessions(self) -> list[SourceSession]:
         """The conversations, in a fixed order.

@@ -1,0 +1,178 @@
+"""An import writes to nothing but its target, and one bad value, address or key press does not end it with a traceback."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sqlite3
+from collections.abc import Iterable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from memory_engine import ChatMessage, Memory
+from memory_engine.__main__ import main
+
+Rows = Iterable[tuple[object, object]]
+
+
+def human(content: str) -> str:
+    return json.dumps({"type": "human", "data": {"content": content, "type": "human"}})
+
+
+def source(path: Path, rows: Rows = (("s", human("one")), ("s", human("two")))) -> Path:
+    """A table of LangChain's with these rows of session and message."""
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE message_store (id INTEGER PRIMARY KEY, session_id TEXT, message TEXT)")
+        connection.executemany("INSERT INTO message_store (session_id, message) VALUES (?, ?)", rows)
+        connection.commit()
+    return path
+
+
+def change(path: Path, statement: str, *values: object) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(statement, values)
+        connection.commit()
+
+
+def run(path: Path | str, *arguments: str, kind: str = "langchain-sql") -> int:
+    return main(["import", "--from", kind, str(path), *arguments])
+
+
+def texts(uri: str, session: str) -> list[str]:
+    async def read() -> list[ChatMessage]:
+        async with Memory.from_defaults(session, async_database_uri=uri) as memory:
+            return await memory.get_all()
+
+    return [message.content for message in asyncio.run(read())]
+
+
+@pytest.fixture
+def ours(tmp_path: Path) -> str:
+    return f"sqlite+aiosqlite:///{tmp_path / 'memory.db'}"
+
+
+# -- the source is not the target ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "to",
+    [
+        "sqlite+aiosqlite:///{tmp}/chat%20history.db",
+        "sqlite:///{tmp}/sub/../chat history.db",
+        "sqlite+aiosqlite:///file:{tmp}/chat%20history.db?uri=true",
+        "sqlite+aiosqlite:///file:///{tmp}/chat%20history.db?uri=true",
+        "sqlite+aiosqlite:///{tmp}/link.db",
+        "sqlite+aiosqlite:///{tmp}/hard.db",
+        "sqlite+aiosqlite:///chat history.db",
+        "sqlite+aiosqlite:///{tmp}/chat history.db-wal",
+    ],
+)
+@pytest.mark.parametrize("written", ["{tmp}/chat history.db", "sqlite:///link.db", "sqlite:///file:chat%20history.db?uri=true"])
+def test_the_source_is_never_the_target(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], written: str, to: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sub").mkdir()
+    path = source(tmp_path / "chat history.db")
+    (tmp_path / "link.db").symlink_to(path)
+    os.link(path, tmp_path / "hard.db")
+    before, names = path.read_bytes(), sorted(os.listdir(tmp_path))
+    to = to.replace("{tmp}", str(tmp_path))
+    if "file:" not in to:
+        to = to.replace("%20", " ")
+    for apply in ([], ["--apply"]):
+        assert run(written.replace("{tmp}", str(tmp_path)), "--to", to, *apply) == 1
+        assert "--to is the source" in capsys.readouterr().err
+    assert path.read_bytes() == before and sorted(os.listdir(tmp_path)) == names
+
+
+def test_a_file_of_a_folder_is_not_the_target(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.json").write_text(f"[{human('x')}]")
+    (tmp_path / "empty.json").touch()
+    for place in (tmp_path, tmp_path / "empty.json"):
+        to = f"sqlite+aiosqlite:///{tmp_path / 'empty.json'}"
+        assert run(place, "--to", to, "--apply", "--skip", kind="langchain-file") == 1
+        assert "--to is the source" in capsys.readouterr().err
+    assert (tmp_path / "empty.json").read_bytes() == b""
+    beside = f"sqlite+aiosqlite:///{tmp_path / 'memory.db'}"
+    assert run(tmp_path / "a.json", "--to", beside, "--apply", kind="langchain-file") == 0
+
+
+def test_another_table_of_one_postgresql_database_is_left_as_it_is(
+    postgres_uri: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = text("SELECT xmin::text, ctid::text, id, session_id, message FROM message_store ORDER BY id")
+
+    async def write() -> list[Any]:
+        engine = create_async_engine(postgres_uri)
+        async with engine.begin() as connection:
+            await connection.execute(text("CREATE TABLE message_store (id SERIAL PRIMARY KEY, session_id TEXT, message TEXT)"))
+            for number in range(5):
+                values = {"message": human(f"m{number}")}
+                await connection.execute(text("INSERT INTO message_store (session_id, message) VALUES ('s', :message)"), values)
+        await engine.dispose()
+        return await read()
+
+    async def read() -> list[Any]:
+        engine = create_async_engine(postgres_uri)
+        async with engine.connect() as connection:
+            rows = list((await connection.execute(state)).all())
+        await engine.dispose()
+        return rows
+
+    before = asyncio.run(write())
+    short = postgres_uri.replace("postgresql+asyncpg://", "postgres://")
+    assert run(short, "--to", postgres_uri, "--apply") == 0
+    assert texts(postgres_uri, "s") == [f"m{number}" for number in range(5)]
+    assert asyncio.run(read()) == before
+    # A table with the name of one of ours would be written to, were it there.
+    capsys.readouterr()
+    assert run(short, "--to", postgres_uri, "--apply", "--table", "memory_messages") == 1
+    assert "--table-prefix" in capsys.readouterr().err
+
+
+# -- addresses and interruptions -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        ("postgres://u:secret@127.0.0.1:1/d", "The source cannot be read"),
+        ("postgresql://u:secret@127.0.0.1:1/d?sslmode=never", "The source cannot be read"),
+        ("mysql://u:secret@127.0.0.1:1/d", "driver"),
+        ("mysql+nothing://u:secret@127.0.0.1:1/d", "driver"),
+        ("oracle://u:secret@127.0.0.1:1/d", "driver"),
+        ("sqlite+pysqlite:///missing.db", "There is no file"),
+        ("postgresql://u:secret@127.0.0.1:port/d", "neither"),
+        ("sqlite://", "There is no file"),
+        ("", "There is no file"),
+    ],
+)
+def test_wrong_addresses_are_errors_of_one_line(capsys: pytest.CaptureFixture[str], address: str, told: str) -> None:
+    assert run(address) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and told in error and "secret" not in error
+
+
+@pytest.mark.parametrize("apply", [True, False])
+def test_an_interruption_says_how_to_go_on(
+    tmp_path: Path, ours: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], apply: bool
+) -> None:
+    path = source(tmp_path / "chat.db")
+    place = "memory_engine.memory.Memory.put_messages" if apply else "memory_engine.importers.run._plan"
+
+    async def interrupted(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(place, interrupted)
+        assert run(path, "--to", ours, *["--apply"] * apply) == 130
+    assert ("the same command again" if apply else "Nothing was written") in capsys.readouterr().err
+    assert run(path, "--to", ours, "--apply") == 0
+    assert texts(ours, "s") == ["one", "two"]
