@@ -134,7 +134,7 @@ def _named(path: Path, end: str) -> Path:
 
 def _same(one: Path, other: Path) -> bool:
     try:
-        return os.path.samefile(one, other)
+        return one.samefile(other)
     except OSError:
         return one.resolve() == other.resolve()
 

@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
         return asyncio.run(_run(options))
     except KeyboardInterrupt:
         went = "What is written stays; the same command again goes on from there." if options.apply else "Nothing was written."
-        print(f"Interrupted. {went}", file=sys.stderr)
+        sys.stderr.write(f"Interrupted. {went}\n")
         return 128 + signal.SIGINT
 
 
@@ -83,20 +83,25 @@ async def _run(options: argparse.Namespace) -> int:
         with Progress("reading", None) as progress:
             plan = await make_plan(source, target, step=progress.step)
         say(*plan_lines(plan, source.order, every=options.all))
-        if plan.refused and not options.skip:
-            say("Nothing was written: correct what cannot be brought over, or leave it out with --skip.")
-            return 1
+        left = plan.refused if not options.skip else 0
         if not options.apply:
             say("This was a dry run, nothing was written: --apply brings it over.")
-            return 0
-        return await _apply(options, source, target, plan)
+        if left:
+            say("Sessions with rows that cannot be brought over are left out: correct these, or leave them out with --skip.")
+        written = not options.apply or await _apply(options, source, target, plan)
+        return int(bool(left) or not written)
 
 
-async def _apply(options: argparse.Namespace, source: Source, target: Any, plan: Any) -> int:
+async def _apply(options: argparse.Namespace, source: Source, target: Any, plan: Any) -> bool:
+    """Whether everything that was to be written is there."""
     from memory_engine.engine import MemoryEngine
     from memory_engine.importers.report import Progress, outcome_lines, say
     from memory_engine.importers.run import bring_over
 
+    chosen = [each for each in plan.sessions if each.messages and not each.blocked and (options.skip or not each.refused)]
+    if not chosen:
+        say("Nothing was written: there is no message to bring over.")
+        return True
     engine = MemoryEngine(
         async_database_uri=options.to,
         table_prefix=options.table_prefix,
@@ -107,15 +112,14 @@ async def _apply(options: argparse.Namespace, source: Source, target: Any, plan:
     )
     outcomes = []
     async with engine:
-        with Progress("importing", plan.messages) as progress:
-            for session in plan.sessions:
-                if not session.blocked and session.messages:
-                    done = await bring_over(
-                        engine, source, session, target, append=options.append, flush=options.flush, step=progress.step
-                    )
-                    outcomes.append(done)
+        with Progress("importing", sum(session.messages for session in chosen)) as progress:
+            for session in chosen:
+                done = await bring_over(
+                    engine, source, session, target, append=options.append, flush=options.flush, step=progress.step
+                )
+                outcomes.append(done)
     say(*outcome_lines(outcomes))
-    return int(any(outcome.state in ("refused", "different") for outcome in outcomes))
+    return not any(outcome.state in ("refused", "different") for outcome in outcomes)
 
 
 def _source(options: argparse.Namespace) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import TIMESTAMP, ColumnElement, Text, cast, column, inspect, literal, select, table
+from sqlalchemy import TIMESTAMP, ColumnElement, LargeBinary, Text, cast, column, inspect, literal, select, table
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -89,7 +89,11 @@ class SqlRows:
         statement = select(*asked).select_from(self._table(columns))
         for start in range(0, len(names), _PAGE):
             page = names[start : start + _PAGE]
-            found = {each[0]: each for each in await self._all(statement.where(row.in_(page)))}
+            damaged = [name for name in page if _is_damaged(name)]
+            named = row.in_([name for name in page if name not in damaged] if damaged else page)
+            for name in damaged:
+                named |= row == cast(literal(name.encode("utf-8", "surrogateescape"), LargeBinary), Text)
+            found = {each[0]: each for each in await self._all(statement.where(named))}
             for name in page:
                 if name in found:
                     yield found[name]
@@ -151,7 +155,17 @@ async def _connect(engine: AsyncEngine) -> AsyncConnection:
     connection = await engine.connect()
     if engine.dialect.name == "postgresql":
         return await connection.execution_options(postgresql_readonly=True)
+    raw = await connection.get_raw_connection()
+    if engine.dialect.name == "sqlite" and raw.driver_connection is not None:
+        # SQLite takes any bytes for text. One cell that is not UTF-8 must not keep all others from being read: the letters
+        # that stand for such bytes are refused where messages are made.
+        raw.driver_connection.text_factory = lambda data: data.decode("utf-8", "surrogateescape")
     return connection
+
+
+def _is_damaged(name: object) -> bool:
+    """Whether the text has letters that stand for bytes that are not UTF-8."""
+    return isinstance(name, str) and not name.isascii() and any("\udc80" <= letter <= "\udcff" for letter in name)
 
 
 def unreadable(error: Exception) -> Exception:

@@ -25,8 +25,9 @@ def human(content: str) -> str:
     return json.dumps({"type": "human", "data": {"content": content, "type": "human"}})
 
 
-def source(path: Path, rows: Rows = (("s", human("one")), ("s", human("two")))) -> Path:
+def source(path: Path, rows: Rows | None = None) -> Path:
     """A table of LangChain's with these rows of session and message."""
+    rows = [("s", human("one")), ("s", human("two"))] if rows is None else rows
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("CREATE TABLE message_store (id INTEGER PRIMARY KEY, session_id TEXT, message TEXT)")
         connection.executemany("INSERT INTO message_store (session_id, message) VALUES (?, ?)", rows)
@@ -82,14 +83,14 @@ def test_the_source_is_never_the_target(
     path = source(tmp_path / "chat history.db")
     (tmp_path / "link.db").symlink_to(path)
     os.link(path, tmp_path / "hard.db")
-    before, names = path.read_bytes(), sorted(os.listdir(tmp_path))
+    before, names = path.read_bytes(), sorted(tmp_path.iterdir())
     to = to.replace("{tmp}", str(tmp_path))
     if "file:" not in to:
         to = to.replace("%20", " ")
     for apply in ([], ["--apply"]):
         assert run(written.replace("{tmp}", str(tmp_path)), "--to", to, *apply) == 1
         assert "--to is the source" in capsys.readouterr().err
-    assert path.read_bytes() == before and sorted(os.listdir(tmp_path)) == names
+    assert path.read_bytes() == before and sorted(tmp_path.iterdir()) == names
 
 
 def test_a_file_of_a_folder_is_not_the_target(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -176,3 +177,113 @@ def test_an_interruption_says_how_to_go_on(
     assert ("the same command again" if apply else "Nothing was written") in capsys.readouterr().err
     assert run(path, "--to", ours, "--apply") == 0
     assert texts(ours, "s") == ["one", "two"]
+
+
+# -- one bad value is one row's problem ----------------------------------------------------------------------
+
+BAD = [
+    ("langchain-sql", {"type": "ai", "data": {"content": "", "tool_calls": 5}}),
+    ("langchain-sql", {"type": "ai", "data": {"content": [{"type": "thinking", "thinking": "t", "signature": ["s"]}]}}),
+    ("langchain-sql", {"type": "ai", "data": {"content": "x", "additional_kwargs": 5}}),
+    ("langchain-sql", {"type": ["human"], "data": {"content": "x"}}),
+    ("langchain-sql", {"type": "human", "data": {"content": "x", "additional_kwargs": {"number": float("nan")}}}),
+    ("llama-index", {"role": ["user"], "blocks": []}),
+    ("llama-index", {"role": "assistant", "additional_kwargs": {"tool_calls": [{"id": ["c"], "function": {}}]}, "blocks": 5}),
+    ("openai-sessions", {"role": "user", "content": "\ud800"}),
+    ("openai-sessions", ["no", "object"]),
+]
+GOOD = {
+    "langchain-sql": {"type": "human", "data": {"content": "good"}},
+    "llama-index": {"role": "user", "blocks": [{"block_type": "text", "text": "good"}]},
+    "openai-sessions": {"role": "user", "content": "good"},
+}
+TABLES = {
+    "langchain-sql": "message_store (id INTEGER PRIMARY KEY, session_id TEXT, message TEXT)",
+    "llama-index": "llama_index_memory (id INTEGER PRIMARY KEY, key TEXT, data TEXT, timestamp INTEGER, status TEXT)",
+    "openai-sessions": "agent_messages (id INTEGER PRIMARY KEY, session_id TEXT, message_data TEXT, created_at TEXT)",
+}
+
+
+def table_of(kind: str, path: Path, rows: Rows) -> Path:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(f"CREATE TABLE {TABLES[kind]}")
+        name, columns = TABLES[kind].split(" ", 1)
+        names = [column.split()[0] for column in columns.strip("()").split(", ")]
+        for number, row in enumerate(rows, start=1):
+            values = (number, *row, *(0, "active")[: len(names) - 3])
+            connection.execute(f"INSERT INTO {name} VALUES ({', '.join('?' * len(values))})", values)
+        connection.commit()
+    return path
+
+
+@pytest.mark.parametrize(("kind", "value"), BAD)
+def test_a_bad_value_is_the_problem_of_its_row(
+    tmp_path: Path, ours: str, capsys: pytest.CaptureFixture[str], kind: str, value: object
+) -> None:
+    good = json.dumps(GOOD[kind])
+    path = table_of(kind, tmp_path / "source.db", [("bad", good), ("bad", json.dumps(value)), ("bad", good), ("fine", good)])
+    assert run(path, "--to", ours, "--apply", kind=kind) == 1
+    assert "! row 2: " in capsys.readouterr().out
+    assert texts(ours, "fine") == ["good"] and texts(ours, "bad") == []
+    assert run(path, "--to", ours, "--apply", "--skip", kind=kind) == 0
+    assert texts(ours, "bad") == ["good", "good"]
+
+
+@pytest.mark.parametrize("kind", TABLES)
+def test_a_cell_that_is_not_utf_8_is_the_problem_of_its_row(
+    tmp_path: Path, ours: str, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    good = json.dumps(GOOD[kind])
+    path = table_of(kind, tmp_path / "source.db", [("bad", good), ("bad", good), ("fine", good), ("gone", good)])
+    name, data = TABLES[kind].split(" ")[0], ("data" if kind == "llama-index" else "message")
+    column = {"openai-sessions": "message_data"}.get(kind, data)
+    change(path, f"UPDATE {name} SET {column} = CAST(? AS TEXT) WHERE id = 2", good.encode().replace(b"good", b"g\xff"))
+    session = TABLES[kind].split(", ")[1].split()[0]
+    change(path, f"UPDATE {name} SET {session} = CAST(x'67ff' AS TEXT) WHERE id = 4")
+    assert run(path, "--to", ours, "--apply", kind=kind) == 1
+    shown = capsys.readouterr().out
+    assert "! row 2: " in shown and "! none of it: " in shown
+    assert texts(ours, "fine") == ["good"] and texts(ours, "bad") == []
+    assert run(path, "--to", ours, "--apply", "--skip", kind=kind) == 0
+    assert texts(ours, "bad") == ["good"]
+
+
+def test_a_row_whose_name_is_not_utf_8_is_read(tmp_path: Path, ours: str) -> None:
+    path = tmp_path / "history.db"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE messages (id TEXT PRIMARY KEY, session_scope, role, content, name, created_at)")
+        connection.execute("CREATE TABLE history (id TEXT PRIMARY KEY)")
+        for name in ("a", b"\xff", "c"):
+            said = f"said by {name!r}"
+            connection.execute(
+                "INSERT INTO messages VALUES (CAST(? AS TEXT), 'user_id=u', 'user', ?, NULL, NULL)", (name, said)
+            )
+        connection.commit()
+    run(path, "--to", ours, "--apply", kind="mem0-history")
+    assert texts(ours, "user_id=u") == ["said by 'a'", "said by b'\\xff'", "said by 'c'"]
+
+
+def test_a_file_that_cannot_be_read_is_the_problem_of_its_session(
+    tmp_path: Path, ours: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "histories"
+    folder.mkdir()
+    (folder / "a-good.json").write_text(f"[{human('ü')}]")
+    (folder / "b-latin.json").write_bytes(f'[{human("x")}, {human("")[:-3]}é"}}}}]'.encode("latin-1"))
+    (folder / "c-garbage.json").write_text(f"[{human('x')}] garbage")
+    (folder / "d-mark.json").write_text(f"\ufeff[{human('x')}]")
+    (folder / "e-good.json").write_text(f" [{human('y')}]\n ")
+    assert run(folder, "--to", ours, "--apply", kind="langchain-file") == 1
+    shown = capsys.readouterr().out
+    assert "0xe9" in shown and "'garbage' behind its end" in shown and "does not begin with a JSON list" in shown
+    assert (texts(ours, "a-good"), texts(ours, "e-good")) == (["ü"], ["y"])
+    assert texts(ours, "b-latin") == texts(ours, "c-garbage") == []
+    assert run(folder, "--encoding", "hex", kind="langchain-file") == 1
+    assert "--encoding" in capsys.readouterr().err
+
+
+def test_a_session_that_is_no_list_does_not_keep_others_away(tmp_path: Path, ours: str) -> None:
+    path = tmp_path / "store.json"
+    path.write_text(json.dumps({"store": {"bad": {"a": 1}, "fine": [GOOD["llama-index"]]}}))
+    assert run(path, "--to", ours, "--apply", kind="llama-index") == 1
+    assert texts(ours, "fine") == ["good"]
