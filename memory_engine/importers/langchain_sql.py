@@ -21,7 +21,7 @@ class LangChainSql:
         self, uri: str, *, table: str = "message_store", schema: str | None = None, session_column: str = "session_id"
     ) -> None:
         self._rows = SqlRows(uri, table, schema=schema)
-        self.tables = (table,)
+        self.tables: tuple[str, ...] = (table,)
         self._session_column = session_column
         self._columns: Columns | None = None
 

@@ -29,7 +29,7 @@ class LlamaIndexSql:
         self, uri: str, *, table: str = "llama_index_memory", schema: str | None = None, status: str | None = None
     ) -> None:
         self._rows = SqlRows(uri, table, schema=schema)
-        self.tables = (table,)
+        self.tables: tuple[str, ...] = (table,)
         self._status = status
         self._statuses: dict[str, int] = {}
 

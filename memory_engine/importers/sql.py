@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import TIMESTAMP, ColumnElement, LargeBinary, Text, cast, column, inspect, literal, select, table
+from sqlalchemy import TIMESTAMP, ColumnElement, LargeBinary, Text, cast, column, inspect, literal, or_, select, table
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -90,10 +90,9 @@ class SqlRows:
         for start in range(0, len(names), _PAGE):
             page = names[start : start + _PAGE]
             damaged = [name for name in page if _is_damaged(name)]
-            named = row.in_([name for name in page if name not in damaged] if damaged else page)
-            for name in damaged:
-                named |= row == cast(literal(name.encode("utf-8", "surrogateescape"), LargeBinary), Text)
-            found = {each[0]: each for each in await self._all(statement.where(named))}
+            named = [row == cast(literal(name.encode("utf-8", "surrogateescape"), LargeBinary), Text) for name in damaged]
+            wanted = or_(row.in_([name for name in page if name not in damaged] if damaged else page), *named)
+            found = {each[0]: each for each in await self._all(statement.where(wanted))}
             for name in page:
                 if name in found:
                     yield found[name]

@@ -8,8 +8,9 @@ import os
 import sqlite3
 from collections.abc import Iterable
 from contextlib import closing
+from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
 import pytest
 from sqlalchemy import text
@@ -17,6 +18,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from memory_engine import ChatMessage, Memory
 from memory_engine.__main__ import main
+from memory_engine.importers.langchain_file import elements
 
 Rows = Iterable[tuple[object, object]]
 
@@ -183,7 +185,7 @@ def test_an_interruption_says_how_to_go_on(
 
 BAD = [
     ("langchain-sql", {"type": "ai", "data": {"content": "", "tool_calls": 5}}),
-    ("langchain-sql", {"type": "ai", "data": {"content": [{"type": "thinking", "thinking": "t", "signature": ["s"]}]}}),
+    ("langchain-sql", {"type": "ai", "data": {"content": "x", "usage_metadata": {"input_tokens": "many"}}}),
     ("langchain-sql", {"type": "ai", "data": {"content": "x", "additional_kwargs": 5}}),
     ("langchain-sql", {"type": ["human"], "data": {"content": "x"}}),
     ("langchain-sql", {"type": "human", "data": {"content": "x", "additional_kwargs": {"number": float("nan")}}}),
@@ -287,3 +289,73 @@ def test_a_session_that_is_no_list_does_not_keep_others_away(tmp_path: Path, our
     path.write_text(json.dumps({"store": {"bad": {"a": 1}, "fine": [GOOD["llama-index"]]}}))
     assert run(path, "--to", ours, "--apply", kind="llama-index") == 1
     assert texts(ours, "fine") == ["good"]
+
+
+# -- repairs -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("append", [(), ("--append",)])
+def test_a_row_that_was_repaired_is_not_put_behind_the_others(
+    tmp_path: Path, ours: str, capsys: pytest.CaptureFixture[str], append: tuple[str, ...]
+) -> None:
+    path = source(tmp_path / "chat.db", [("s", human("one")), ("s", "broken"), ("s", human("three")), ("t", human("x"))])
+    assert run(path, "--to", ours, "--apply", "--skip") == 0
+    change(path, "UPDATE message_store SET message = ? WHERE message = 'broken'", human("two"))
+    for _ in range(2):
+        capsys.readouterr()
+        assert run(path, "--to", ours, "--apply", *append) == 1
+        shown = capsys.readouterr().out
+        assert "(row 2)" in shown and "Memory.reset" in shown and "--append" not in shown
+        assert texts(ours, "s") == ["one", "three"]
+
+    async def forget() -> None:
+        async with Memory.from_defaults("s", async_database_uri=ours) as memory:
+            await memory.reset()
+
+    asyncio.run(forget())
+    assert run(path, "--to", ours, "--apply") == 0
+    assert texts(ours, "s") == ["one", "two", "three"]
+
+
+def test_a_last_row_that_was_repaired_is_added(tmp_path: Path, ours: str) -> None:
+    path = source(tmp_path / "chat.db", [("s", human("one")), ("s", "broken")])
+    assert run(path, "--to", ours, "--apply", "--skip") == 0
+    change(path, "UPDATE message_store SET message = ? WHERE message = 'broken'", human("two"))
+    assert run(path, "--to", ours, "--apply") == 0
+    assert texts(ours, "s") == ["one", "two"]
+
+
+# -- long elements -------------------------------------------------------------------------------------------
+
+
+class Counted(str):
+    """A text that counts what is copied of it."""
+
+    copied = 0
+
+    def __getitem__(self, key: Any) -> Any:
+        found = super().__getitem__(key)
+        if isinstance(key, slice):
+            Counted.copied += len(found)
+            return Counted(found)
+        return found
+
+    def __add__(self, other: str) -> Counted:
+        return Counted(super().__add__(other))
+
+
+class Pieces:
+    """A file whose texts count what is copied of them."""
+
+    def __init__(self, text: str) -> None:
+        self._file = StringIO(text)
+
+    def read(self, size: int) -> str:
+        return Counted(self._file.read(size))
+
+
+def test_a_long_element_is_not_copied_for_each_of_those_behind_it() -> None:
+    values = [{"content": "x" * 2_000_000}, *({"content": f"m{number}"} for number in range(20_000))]
+    written = json.dumps(values)
+    assert list(elements(cast(TextIO, Pieces(written)))) == values
+    assert Counted.copied < 4 * len(written)
