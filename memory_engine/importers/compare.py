@@ -91,7 +91,7 @@ def _difference(row: MessageRow, message: ChatMessage) -> str:
     if row.data != encode(message):
         return (
             "what is stored under its id has other content; the source was changed, or an earlier import read it otherwise. "
-            "To bring it over anew, delete the session here (Memory.reset) and import it again"
+            "To bring it over anew, delete the session here (MemoryEngine.delete_session) and import it again"
         )
     if message.created_at is not None and row.created_at != microseconds(message.created_at):
         return "it is stored with another time"

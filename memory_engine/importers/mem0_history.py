@@ -56,7 +56,10 @@ class Mem0History:
 
     async def notes(self) -> list[str]:
         notes = ["mem0 keeps the ten newest messages of a scope; what was said before is not in the file."]
-        living = 0 if self._memories else await self._count()
+        try:
+            living = 0 if self._memories else await self._count()
+        except ConfigurationError:
+            living = 0  # It has messages alone.
         if living:
             notes.append(
                 f"{living} memories are left out: the file does not say whose they are. If all belong to one user, "

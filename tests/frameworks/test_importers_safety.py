@@ -16,7 +16,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from memory_engine import ChatMessage, Memory
+from memory_engine import ChatMessage, Memory, MemoryEngine
 from memory_engine.__main__ import main
 from memory_engine.importers.langchain_file import elements
 
@@ -305,12 +305,12 @@ def test_a_row_that_was_repaired_is_not_put_behind_the_others(
         capsys.readouterr()
         assert run(path, "--to", ours, "--apply", *append) == 1
         shown = capsys.readouterr().out
-        assert "(row 2)" in shown and "Memory.reset" in shown and "--append" not in shown
+        assert "(row 2)" in shown and "delete_session" in shown and "--append" not in shown
         assert texts(ours, "s") == ["one", "three"]
 
     async def forget() -> None:
-        async with Memory.from_defaults("s", async_database_uri=ours) as memory:
-            await memory.reset()
+        async with MemoryEngine(async_database_uri=ours) as engine:
+            await engine.delete_session("s")
 
     asyncio.run(forget())
     assert run(path, "--to", ours, "--apply") == 0
@@ -331,6 +331,7 @@ def test_a_last_row_that_was_repaired_is_added(tmp_path: Path, ours: str) -> Non
 class Counted(str):
     """A text that counts what is copied of it."""
 
+    __slots__ = ()
     copied = 0
 
     def __getitem__(self, key: Any) -> Any:
