@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NotRequired
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from typing_extensions import TypedDict
 
 from memory_engine.content import ContentBlock, TextBlock, ToolResultBlock
@@ -70,6 +70,14 @@ class _Tool(_Data):
     tool_call_id: str = Field(default="", coerce_numbers_to_str=True)
     artifact: Any = None
     status: Literal["success", "error"] = "success"
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _as_text(cls, content: Any) -> Any:
+        """What a tool returned, as LangChain writes it out when it is no text."""
+        if isinstance(content, list):
+            return [part if isinstance(part, str | dict) else str(part) for part in content]
+        return content if isinstance(content, str) else str(content)
 
 
 class _Chat(_Data):

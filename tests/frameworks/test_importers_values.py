@@ -45,6 +45,8 @@ LANGCHAIN: list[Any] = [
         "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}]}}},
     {"type": "tool", "data": {"content": "r", "tool_call_id": "1", "status": "error", "artifact": {"a": 1}}},
     {"type": "tool", "data": {"content": [{"type": "text", "text": "x"}], "tool_call_id": "1"}},
+    {"type": "tool", "data": {"content": [5, None, "x"], "tool_call_id": "1"}},
+    {"type": "tool", "data": {"content": {"a": 1}, "tool_call_id": "1"}},
     {"type": "chat", "data": {"content": "x", "role": "pirate", "name": "n"}},
     {"type": "function", "data": {"content": "x", "name": "n"}},
     {"type": "system", "data": {"content": "x", "additional_kwargs": {"__openai_role__": "developer"}, "example": False}},
