@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import signal
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import aclosing
 from pathlib import Path
@@ -48,16 +50,22 @@ def add_import(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Carry the command out: 0 when everything was brought over and verified, or could be; else 1.
+    """Carry the command out: 0 when everything was brought over and verified, or could be; else 1. 130 when interrupted.
 
     :raises MemoryEngineError: it could not begin.
     """
     if options.apply and not options.to:
         raise ConfigurationError("--apply needs --to, the database that the history goes to.")
-    return asyncio.run(_run(options))
+    try:
+        return asyncio.run(_run(options))
+    except KeyboardInterrupt:
+        went = "What is written stays; the same command again goes on from there." if options.apply else "Nothing was written."
+        sys.stderr.write(f"Interrupted. {went}\n")
+        return 128 + signal.SIGINT
 
 
 async def _run(options: argparse.Namespace) -> int:
+    from memory_engine.importers.address import check_apart
     from memory_engine.importers.report import Progress, plan_lines, say
     from memory_engine.importers.run import Target, make_plan
 
@@ -70,23 +78,30 @@ async def _run(options: argparse.Namespace) -> int:
         unpin_system=options.unpin_system,
     )
     async with aclosing(_source(options)) as source:
+        if options.to:
+            check_apart(options.uri, options.to, tables=source.tables, table_prefix=options.table_prefix)
         with Progress("reading", None) as progress:
             plan = await make_plan(source, target, step=progress.step)
         say(*plan_lines(plan, source.order, every=options.all))
-        if plan.refused and not options.skip:
-            say("Nothing was written: correct what cannot be brought over, or leave it out with --skip.")
-            return 1
+        left = plan.refused if not options.skip else 0
         if not options.apply:
             say("This was a dry run, nothing was written: --apply brings it over.")
-            return 0
-        return await _apply(options, source, target, plan)
+        if left:
+            say("Sessions with rows that cannot be brought over are left out: correct these, or leave them out with --skip.")
+        written = not options.apply or await _apply(options, source, target, plan)
+        return int(bool(left) or not written)
 
 
-async def _apply(options: argparse.Namespace, source: Source, target: Any, plan: Any) -> int:
+async def _apply(options: argparse.Namespace, source: Source, target: Any, plan: Any) -> bool:
+    """Whether everything that was to be written is there."""
     from memory_engine.engine import MemoryEngine
     from memory_engine.importers.report import Progress, outcome_lines, say
     from memory_engine.importers.run import bring_over
 
+    chosen = [each for each in plan.sessions if each.messages and not each.blocked and (options.skip or not each.refused)]
+    if not chosen:
+        say("Nothing was written: there is no message to bring over.")
+        return True
     engine = MemoryEngine(
         async_database_uri=options.to,
         table_prefix=options.table_prefix,
@@ -97,15 +112,14 @@ async def _apply(options: argparse.Namespace, source: Source, target: Any, plan:
     )
     outcomes = []
     async with engine:
-        with Progress("importing", plan.messages) as progress:
-            for session in plan.sessions:
-                if not session.blocked and session.messages:
-                    done = await bring_over(
-                        engine, source, session, target, append=options.append, flush=options.flush, step=progress.step
-                    )
-                    outcomes.append(done)
+        with Progress("importing", sum(session.messages for session in chosen)) as progress:
+            for session in chosen:
+                done = await bring_over(
+                    engine, source, session, target, append=options.append, flush=options.flush, step=progress.step
+                )
+                outcomes.append(done)
     say(*outcome_lines(outcomes))
-    return int(any(outcome.state in ("refused", "different") for outcome in outcomes))
+    return not any(outcome.state in ("refused", "different") for outcome in outcomes)
 
 
 def _source(options: argparse.Namespace) -> Any:

@@ -81,9 +81,18 @@ async def compare(
     return Comparison(expected, found, str(digest), difference, conflict, others + others_after, others_after)
 
 
+async def count_own(memory: Memory, source: Source, session: SourceSession) -> int:
+    """How many of the stored messages are of this session of the source, wherever they stand."""
+    ids = {prepared(source, session, item, unpin=False).id async for item in source.read(session) if item.message is not None}
+    return len([row async for row in _stored(memory) if row.message_id in ids])
+
+
 def _difference(row: MessageRow, message: ChatMessage) -> str:
     if row.data != encode(message):
-        return "what is stored under its id has other content; the source was changed, or an earlier import read it otherwise"
+        return (
+            "what is stored under its id has other content; the source was changed, or an earlier import read it otherwise. "
+            "To bring it over anew, delete the session here (MemoryEngine.delete_session) and import it again"
+        )
     if message.created_at is not None and row.created_at != microseconds(message.created_at):
         return "it is stored with another time"
     return ""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
-from memory_engine.errors import ConfigurationError, InvalidMessageError, MissingExtraError, StoreUnreadableError
+from memory_engine.errors import ConfigurationError, MissingExtraError, StoreUnreadableError
 from memory_engine.importers.langchain_messages import LangChainReader
-from memory_engine.importers.source import Item, SourceSession
+from memory_engine.importers.source import Item, SourceSession, read_item
 
 _PAGE = 500
 
@@ -22,6 +23,7 @@ class LangChainRedis:
 
     kind = "langchain-redis"
     order = "their place in the list from its end, because LangChain puts each message at the front"
+    tables: tuple[str, ...] = ()
 
     def __init__(self, url: str, *, key_prefix: str = "message_store:") -> None:
         try:
@@ -61,10 +63,7 @@ class LangChainRedis:
             except RedisError as error:
                 raise StoreUnreadableError(f"The source cannot be read: {type(error).__name__}: {error}") from error
             for text in reversed(page):
-                try:
-                    yield Item(str(place), reader.message(text, str(place)))
-                except InvalidMessageError as error:
-                    yield Item(str(place), problem=str(error))
+                yield read_item(str(place), partial(reader.message, text, str(place)))
                 place += 1
             if len(page) < _PAGE:
                 return

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from functools import partial
 
-from memory_engine.errors import ConfigurationError, InvalidMessageError
+from memory_engine.errors import ConfigurationError
 from memory_engine.importers.langchain_messages import LangChainReader
-from memory_engine.importers.source import Item, SourceSession, as_moment
+from memory_engine.importers.source import Item, SourceSession, as_moment, read_item
 from memory_engine.importers.sql import Columns, SqlRows
 
 
@@ -20,6 +21,7 @@ class LangChainSql:
         self, uri: str, *, table: str = "message_store", schema: str | None = None, session_column: str = "session_id"
     ) -> None:
         self._rows = SqlRows(uri, table, schema=schema)
+        self.tables: tuple[str, ...] = (table,)
         self._session_column = session_column
         self._columns: Columns | None = None
 
@@ -31,10 +33,7 @@ class LangChainSql:
         reader = LangChainReader()
         async for row, data, *times in self._rows.read(session.name, await self._known()):
             time = as_moment(times[0]) if times else None
-            try:
-                yield Item(str(row), reader.message(data, str(row)), created_at=time)
-            except InvalidMessageError as error:
-                yield Item(str(row), problem=str(error))
+            yield read_item(str(row), partial(reader.message, data, str(row)), time)
 
     async def notes(self) -> list[str]:
         if (await self._known()).times:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from memory_engine.errors import ConfigurationError, InvalidMessageError
+from memory_engine.errors import ConfigurationError
 from memory_engine.importers.llama_messages import LlamaIndexReader
-from memory_engine.importers.source import Item, SourceSession, as_moment
+from memory_engine.importers.source import Item, SourceSession, as_moment, read_item
 from memory_engine.importers.sql import Columns, SqlRows
 
 
@@ -28,6 +29,7 @@ class LlamaIndexSql:
         self, uri: str, *, table: str = "llama_index_memory", schema: str | None = None, status: str | None = None
     ) -> None:
         self._rows = SqlRows(uri, table, schema=schema)
+        self.tables: tuple[str, ...] = (table,)
         self._status = status
         self._statuses: dict[str, int] = {}
 
@@ -42,13 +44,10 @@ class LlamaIndexSql:
     async def read(self, session: SourceSession) -> AsyncIterator[Item]:
         reader = LlamaIndexReader()
         async for row, data, timestamp, status in self._rows.read(session.name, self._columns):
-            self._statuses[status] = self._statuses.get(status, 0) + 1
+            self._statuses[str(status)] = self._statuses.get(str(status), 0) + 1
             if self._status not in (None, status):
                 continue
-            try:
-                yield Item(str(row), reader.message(data, str(row)), created_at=as_moment(timestamp))
-            except InvalidMessageError as error:
-                yield Item(str(row), problem=str(error))
+            yield read_item(str(row), partial(reader.message, data, str(row)), as_moment(timestamp))
 
     async def notes(self) -> list[str]:
         counts = ", ".join(f"{count} {status}" for status, count in sorted(self._statuses.items()))
@@ -64,6 +63,7 @@ class LlamaIndexJson:
 
     kind = "llama-index"
     order = "their place in the file"
+    tables: tuple[str, ...] = ()
 
     def __init__(self, path: str) -> None:
         self._path = Path(path)
@@ -72,21 +72,22 @@ class LlamaIndexJson:
     async def sessions(self) -> list[SourceSession]:
         try:
             read: Any = json.loads(self._path.read_bytes())
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ConfigurationError(f"The source cannot be read: {error}") from error
         store = read.get("store") if isinstance(read, Mapping) else None
-        if not isinstance(store, Mapping) or not all(isinstance(messages, list) for messages in store.values()):
-            raise ConfigurationError("This is no JSON of SimpleChatStore: it has no 'store' with a list for each key.")
+        if not isinstance(store, Mapping):
+            raise ConfigurationError("This is no JSON of SimpleChatStore: it has no 'store'.")
         self._store = store
         return [SourceSession(name) for name in store]
 
     async def read(self, session: SourceSession) -> AsyncIterator[Item]:
         reader = LlamaIndexReader()
-        for place, value in enumerate(self._store.get(session.name, [])):
-            try:
-                yield Item(str(place), reader.message(value, str(place)))
-            except InvalidMessageError as error:
-                yield Item(str(place), problem=str(error))
+        messages = self._store.get(session.name, [])
+        if not isinstance(messages, list):
+            yield Item("0", problem=f"its messages are no list but {type(messages).__name__}")
+            return
+        for place, value in enumerate(messages):
+            yield read_item(str(place), partial(reader.message, value, str(place)))
 
     async def notes(self) -> list[str]:
         return ["The file has no times: the messages get that of the import."]

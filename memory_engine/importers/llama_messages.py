@@ -1,20 +1,26 @@
 """LlamaIndex's messages as JSON, as our messages, without LlamaIndex: pure, on JSON alone.
 
-What a `ChatMessage` has no field for is kept in `metadata["llama_index"]`.
+What a `ChatMessage` has no field for is kept in `metadata["llama_index"]`, as the adapter for LlamaIndex keeps it:
+its `to_llama_index` gives the messages back as LlamaIndex reads them from the source.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import PurePath
 from typing import Any
 
+from memory_engine.content import AnyBlock, ToolCallBlock
 from memory_engine.errors import InvalidMessageError
-from memory_engine.importers.content import Fields, call_block, media_block, text_block, thinking_block
-from memory_engine.importers.source import as_json, as_message, as_object, filled
+from memory_engine.formats.kept import checked_id
+from memory_engine.importers.llama_blocks import Call, Entry, read_block
+from memory_engine.importers.source import as_json, as_message, as_object
 from memory_engine.messages import ChatMessage
+from memory_engine.tokens import COUNTED
 
+Fields = dict[str, Any]
+
+_KEY = "llama_index"
 _ROLES = {
     "system": "system",
     "developer": "developer",
@@ -25,8 +31,6 @@ _ROLES = {
     "tool": "tool",
     "function": "tool",
 }
-_MEDIA = ("image", "audio", "video", "document")
-_USED = {"text": ("text",), "thinking": ("content",), "tool_call": ("tool_call_id", "tool_name", "tool_kwargs")}
 
 
 @dataclass(slots=True)
@@ -42,89 +46,101 @@ class LlamaIndexReader:
         """
         item = as_object(as_json(value))
         given = item.get("role", "user")
-        if given not in _ROLES:
+        if not isinstance(given, str) or given not in _ROLES:
             raise InvalidMessageError(f"its role {given!r:.60} is none of LlamaIndex's")
         role = _ROLES[given]
         kwargs = dict(as_object(item.get("additional_kwargs") or {}, "its 'additional_kwargs'"))
-        if role == "assistant":
-            self.nameless.clear()
-        blocks, parts = self._blocks(item, row)
+        # They became blocks when the message was made.
+        kwargs.pop("images", None)
+        kept: Fields = {} if role == given else {"role": given}
         fields: Fields = {"role": role}
-        if role == "assistant":
-            blocks += self._older_calls(kwargs, {block["id"] for block in blocks if block["type"] == "tool_call"}, row)
-        elif role == "tool":
-            call_id = kwargs.pop("tool_call_id", None)
-            fields["tool_call_id"] = call_id or (self.nameless.pop(0) if self.nameless else f"call-of-{row}")
-        if isinstance(kwargs.get("name"), str) and kwargs["name"]:
+        if checked_id(kwargs.get("name")):
             fields["name"] = kwargs.pop("name")
-        extras = filled({"additional_kwargs": kwargs, "parts": parts, "role": given if given != role else None})
-        return as_message(fields | {"blocks": blocks, "metadata": {"llama_index": extras} if extras else None})
+        if role == "tool":
+            self._answer(fields, kwargs, kept, row)
+        fields["blocks"] = self._blocks(_parts(item), role, kwargs, kept, row)
+        if kwargs:
+            kept["additional_kwargs"] = kwargs
+        if kept:
+            paths = [[_KEY, name] for name in ("additional_kwargs", "blocks") if name in kept]
+            fields["metadata"] = {_KEY: kept} | ({COUNTED: paths} if paths else {})
+        return as_message(fields)
 
-    def _blocks(self, item: Mapping[str, Any], row: str) -> tuple[list[Fields], Fields]:
-        """The blocks, and under the position of each what ours have no field for."""
-        given = item.get("blocks")
-        if given is None:
-            # As it was written before messages had blocks.
-            content = item.get("content")
-            return ([text_block(content)] if isinstance(content, str) else []), {}
-        if not isinstance(given, list):
-            raise InvalidMessageError(f"its 'blocks' are no list but {type(given).__name__}")
-        blocks: list[Fields] = []
-        parts: Fields = {}
-        for index, part in enumerate(given):
-            block, rest = self._block(as_object(part, f"blocks[{index}]"), f"{row}-{index}")
-            if block is not None:
-                blocks.append(block)
-            if rest:
-                parts[str(index)] = rest
-        return blocks, parts
+    def _answer(self, fields: Fields, kwargs: Fields, kept: Fields, row: str) -> None:
+        if checked_id(kwargs.get("tool_call_id")):
+            fields["tool_call_id"] = kwargs.pop("tool_call_id")
+        else:
+            fields["tool_call_id"] = self.nameless.pop(0) if self.nameless else f"call-of-{row}"
+            kept["no_id"] = True
 
-    def _block(self, part: Mapping[str, Any], place: str) -> tuple[Fields | None, Fields]:
-        kind = part.get("block_type")
-        block = None
-        if kind == "text":
-            block = text_block(part.get("text"))
-        elif kind == "thinking":
-            signature = as_object(part.get("additional_information") or {}).get("signature")
-            block = thinking_block(part.get("content"), signature=signature if isinstance(signature, str) else None)
-        elif kind == "tool_call":
-            block = call_block(self._call_id(part.get("tool_call_id"), place), part.get("tool_name"), part.get("tool_kwargs"))
-        elif kind in _MEDIA:
-            return _media(str(kind), part)
-        if block is None:
-            return None, dict(part)
-        return block, filled({name: value for name, value in part.items() if name not in ("block_type", *_USED[str(kind)])})
+    def _blocks(self, parts: list[Any], role: str, kwargs: Fields, kept: Fields, row: str) -> list[AnyBlock]:
+        """Our blocks; what they cannot say is put into `kept`."""
+        blocks: list[AnyBlock] = []
+        calls = _Calls(blocks, row) if role == "assistant" else None
+        read_call = None if calls is None else calls.read
+        entries = [read_block(as_object(part, f"blocks[{index}]"), blocks, read_call) for index, part in enumerate(parts)]
+        if calls is not None:
+            if older := [calls.read_older(call) for call in _older(kwargs)]:
+                kept["calls"] = older
+            self.nameless = calls.nameless
+        if "calls" in kept or any(entry.keys() - {"call"} for entry in entries):
+            kept["blocks"] = entries
+        return blocks
 
-    def _older_calls(self, kwargs: Fields, known: set[str], row: str) -> list[Fields]:
-        """The calls under `tool_calls`, in OpenAI's form, that are no blocks; they are taken out of `kwargs`."""
-        calls = kwargs.get("tool_calls")
-        if not isinstance(calls, list) or not all(isinstance(call, Mapping) for call in calls):
-            return []
-        found: list[Fields] = []
-        for place, call in enumerate(kwargs.pop("tool_calls")):
-            body = call.get("function") if isinstance(call.get("function"), Mapping) else {}
-            if call.get("id") in known:
-                continue
-            found.append(call_block(self._call_id(call.get("id"), f"{row}-k{place}"), body.get("name"), body.get("arguments")))
-        return found
 
-    def _call_id(self, given: object, otherwise: str) -> str:
-        if isinstance(given, str) and given:
-            return given
-        self.nameless.append(f"call-{otherwise}")
+class _Calls:
+    """The calls of one message, which are appended to its blocks."""
+
+    def __init__(self, blocks: list[AnyBlock], row: str) -> None:
+        self.nameless: list[str] = []
+        self._blocks, self._row = blocks, row
+        self._ids: list[str] = []
+
+    def read(self, call: Call) -> Entry:
+        """A call that is a block."""
+        extra: Fields = {}
+        call_id = checked_id(call.tool_call_id)
+        if call_id is None or call_id in self._ids:
+            extra["tool_call_id"] = call.tool_call_id
+            call_id = self._new_id()
+        if checked_id(call.tool_name) is None:
+            extra["tool_name"] = call.tool_name
+        self._append(call_id, call.tool_name, call.tool_kwargs)
+        return {"call": call_id} | ({"extra": extra} if extra else {})
+
+    def read_older(self, call: Mapping[str, Any]) -> str:
+        """A call in the form that came before blocks, which may be there as a block, too; returns its id."""
+        body = call.get("function")
+        body = body if isinstance(body, Mapping) else call
+        call_id = checked_id(call.get("id")) or self._new_id()
+        if call_id not in self._ids:
+            arguments = body.get("arguments")
+            self._append(call_id, body.get("name"), arguments if isinstance(arguments, str | Mapping) else {})
+        return call_id
+
+    def _append(self, call_id: str, name: object, arguments: Mapping[str, Any] | str) -> None:
+        self._ids.append(call_id)
+        self._blocks.append(ToolCallBlock(id=call_id, name=checked_id(name) or "unknown", arguments=arguments))
+
+    def _new_id(self) -> str:
+        self.nameless.append(f"call-{self._row}-{len(self._ids)}")
         return self.nameless[-1]
 
 
-def _media(kind: str, part: Mapping[str, Any]) -> tuple[Fields | None, Fields]:
-    path = part.get("path")
-    names = {kind: "data", "data": "data", "url": "url", f"{kind}_mimetype": "mime_type"}
-    names |= {name: name for name in ("detail", "format", "title")}
-    source = {ours: part[theirs] for theirs, ours in names.items() if isinstance(part.get(theirs), str)}
-    if not source.get("data") and not source.get("url") and isinstance(path, str):
-        # What stands in the file was never part of the history; where it is, was.
-        source["url"] = PurePath(path).as_uri() if PurePath(path).is_absolute() else f"file:{path}"
-    block = media_block(kind, source)
-    if block is None:
-        return None, dict(part)
-    said = {theirs for theirs, ours in names.items() if ours in block or source.get(ours, "").startswith("data:")}
-    return block, filled({name: value for name, value in part.items() if name not in ("block_type", *said)})
+def _parts(item: Mapping[str, Any]) -> list[Any]:
+    """The message's blocks; its content, as it was written before messages had blocks, is one of them."""
+    content = item.get("content")
+    parts = content if isinstance(content, list) else item.get("blocks") or []
+    if isinstance(content, str):
+        return [{"block_type": "text", "text": content}]
+    if not isinstance(parts, list):
+        raise InvalidMessageError(f"its 'blocks' are no list but {type(parts).__name__}")
+    return parts
+
+
+def _older(kwargs: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The calls in the form that came before blocks."""
+    calls = kwargs.get("tool_calls")
+    if calls is None and kwargs.get("function_call") is not None:
+        calls = [kwargs["function_call"]]
+    return calls if isinstance(calls, list) and all(isinstance(call, Mapping) for call in calls) else []

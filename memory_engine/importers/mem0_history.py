@@ -24,6 +24,7 @@ class Mem0History:
 
     kind = "mem0-history"
     order = "rowid, the order of insertion; created_at is the same for all messages of a call"
+    tables: tuple[str, ...] = ("messages", "history")
 
     _messages = Columns("id", "session_scope", "content", ("rowid",), ("role", "name"), ("created_at",))
     _history = Columns("id", None, "new_memory", ("rowid",), ("memory_id", "event", "is_deleted", "actor_id", "role"))
@@ -55,10 +56,13 @@ class Mem0History:
 
     async def notes(self) -> list[str]:
         notes = ["mem0 keeps the ten newest messages of a scope; what was said before is not in the file."]
-        events = await self._count()
-        if events and not self._memories:
+        try:
+            living = 0 if self._memories else await self._count()
+        except ConfigurationError:
+            living = 0  # It has messages alone.
+        if living:
             notes.append(
-                f"{events} memories are left out: the file does not say whose they are. If all belong to one user, "
+                f"{living} memories are left out: the file does not say whose they are. If all belong to one user, "
                 "--memories SESSION brings them over as messages of that session."
             )
         return notes
@@ -77,16 +81,25 @@ class Mem0History:
         return {"id", "session_scope", "content", "role", "name", "created_at"} <= found["columns"]
 
     async def _count(self) -> int:
-        return len([row async for row in self._events.read("", self._history)])
+        """So many memories there are that were not deleted."""
+        living: dict[Any, bool] = {}
+        async for row in self._events.read("", await self._known()):
+            gone = row.event == "DELETE" or row.is_deleted
+            living[row.memory_id] = living.get(row.memory_id, True) and not gone
+        return sum(living.values())
 
-    async def _living(self) -> AsyncIterator[Item]:
-        """What the memories that were not deleted have said, in the order in which they said it."""
+    async def _known(self) -> Columns:
+        """The columns of `history`, as far as this file has them."""
         columns = self._history
         known = (await self._events.columns())["columns"]
         if missing := {columns.row, columns.data, "memory_id", "event", "is_deleted"} - known:
             raise ConfigurationError(f"This is no history of mem0: it has no column {', '.join(sorted(missing))}.")
         more = tuple(name for name in columns.more if name in known)
-        columns = replace(columns, more=more, times=tuple(sorted({"created_at", "updated_at"} & known)))
+        return replace(columns, more=more, times=tuple(sorted({"created_at", "updated_at"} & known)))
+
+    async def _living(self) -> AsyncIterator[Item]:
+        """What the memories that were not deleted have said, in the order in which they said it."""
+        columns = await self._known()
         deleted = set()
         async for row in self._events.read("", columns):
             if row.event == "DELETE" or row.is_deleted:

@@ -21,6 +21,7 @@ class OpenAISessions:
 
     def __init__(self, uri: str, *, table: str = "agent_messages", schema: str | None = None) -> None:
         self._rows = SqlRows(uri, table, schema=schema)
+        self.tables: tuple[str, ...] = (table,)
         self._branched = False
 
     async def sessions(self) -> list[SourceSession]:

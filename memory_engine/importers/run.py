@@ -16,8 +16,9 @@ from typing import Literal
 
 from memory_engine.engine import MemoryEngine
 from memory_engine.errors import ConfigurationError, SessionOwnerError
-from memory_engine.importers.compare import Comparison, Digest, compare, prepared
+from memory_engine.importers.compare import Comparison, Digest, compare, count_own, prepared
 from memory_engine.importers.source import Source, SourceSession
+from memory_engine.memory import Memory
 from memory_engine.messages import ChatMessage, encode
 from memory_engine.settings import check_id
 
@@ -26,8 +27,12 @@ _SHOWN = 20
 """So many problems of a session are kept with their reason; the others are counted."""
 
 _OCCUPIED = (
-    "the session has {} messages of others, behind which these would stand; --append does that, --session-prefix brings them "
-    "into a session of their own"
+    "the session has {} messages that the source does not have, behind which these would stand; --append does that, "
+    "--session-prefix brings them into a session of their own"
+)
+_GAP = (
+    "{}, and behind its place are messages of this source already: nothing can be put between them. Delete the session here "
+    "(MemoryEngine.delete_session) and import it again"
 )
 
 State = Literal["imported", "there already", "refused", "different"]
@@ -179,7 +184,7 @@ async def bring_over(
     flush: bool = False,
     step: Step = lambda done: None,
 ) -> Outcome:
-    """Bring one session over and read it back. `append` allows that messages of others stand before these.
+    """Bring one session over and read it back. `append` allows that other messages stand before these.
 
     With `flush` everything is archived at the end: it will not be gone on with, and blocks shall learn all of it.
     """
@@ -188,11 +193,9 @@ async def bring_over(
         before = await compare(memory, source, plan.source, unpin=target.unpin_system, whole=False)
     except SessionOwnerError as error:
         return Outcome(plan, "refused", Comparison(plan.messages, 0), str(error))
-    if before.conflict:
-        return Outcome(plan, "different", replace(before, expected=plan.messages), before.difference)
+    if refused := await _refused(memory, source, plan, before, append=append):
+        return refused
     state: State = "imported" if before.difference else "there already"
-    if before.difference and before.others_after and not append:
-        return Outcome(plan, "refused", replace(before, expected=plan.messages), _OCCUPIED.format(before.others_after))
     if before.difference:
         async for batch in _batches(source, plan.source, target):
             await memory.put_messages(batch)
@@ -207,6 +210,19 @@ async def bring_over(
     if after.digest != plan.digest:
         return Outcome(plan, "different", after, "the source has changed since it was looked at; run the import again")
     return Outcome(plan, state, after)
+
+
+async def _refused(memory: Memory, source: Source, plan: SessionPlan, before: Comparison, *, append: bool) -> Outcome | None:
+    """Why nothing can be written to the session, if so."""
+    found = replace(before, expected=plan.messages)
+    if before.conflict:
+        return Outcome(plan, "different", found, before.difference)
+    if not before.difference or not before.others_after:
+        return None
+    if await count_own(memory, source, plan.source) > before.found:
+        # As when a row was left out and repaired later: behind the others it would be out of order for good.
+        return Outcome(plan, "refused", found, _GAP.format(before.difference))
+    return None if append else Outcome(plan, "refused", found, _OCCUPIED.format(before.others_after))
 
 
 async def _batches(source: Source, session: SourceSession, target: Target) -> AsyncIterator[list[ChatMessage]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -12,6 +12,8 @@ from typing import Any, Protocol
 from pydantic import ValidationError
 
 from memory_engine.errors import InvalidMessageError
+from memory_engine.formats.kept import thaw
+from memory_engine.frozen import freeze_json
 from memory_engine.messages import ChatMessage, invalid_message
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -37,6 +39,16 @@ class Item:
     created_at: datetime | None = None
 
 
+def read_item(row: str, read: Callable[[], ChatMessage], created_at: datetime | None = None) -> Item:
+    """The item of a row: its message, or why it cannot be one. What nobody thought of is one row's problem as well."""
+    try:
+        return Item(row, read(), created_at=created_at)
+    except InvalidMessageError as error:
+        return Item(row, problem=str(error))
+    except (TypeError, ValueError, LookupError, AttributeError, RecursionError) as error:
+        return Item(row, problem=f"it has a form that is not known: {type(error).__name__}: {error}")
+
+
 class Source(Protocol):
     """Where histories come from. It is only read, however often, and gives the same items in the same order each time."""
 
@@ -44,6 +56,8 @@ class Source(Protocol):
     """As `--from` names it; part of the messages' ids."""
     order: str
     """By what the messages are put in order, and why: a sentence for the report."""
+    tables: tuple[str, ...]
+    """The tables of a database that it is read from."""
 
     async def sessions(self) -> list[SourceSession]:
         """The conversations, in a fixed order.
@@ -62,14 +76,18 @@ class Source(Protocol):
 
 
 def as_json(text: object) -> Any:
-    """The value of a JSON text.
+    """The value of a JSON text, or a value that was read already; the caller may change it.
 
-    :raises InvalidMessageError: it is none.
+    :raises InvalidMessageError: it is no JSON, or none that can be stored.
     """
     try:
-        return json.loads(text) if isinstance(text, str | bytes) else text
+        value = json.loads(text) if isinstance(text, str | bytes) else text
     except (ValueError, RecursionError) as error:
         raise InvalidMessageError(f"it is no JSON: {error}") from error
+    try:
+        return thaw(freeze_json(value))
+    except ValueError as error:
+        raise InvalidMessageError(f"it cannot be stored: {error}") from error
 
 
 def as_object(value: object, what: str = "it") -> Mapping[str, Any]:

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import TIMESTAMP, URL, ColumnElement, Text, cast, column, inspect, literal, make_url, select, table
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
-from sqlalchemy.pool import NullPool
+from sqlalchemy import TIMESTAMP, ColumnElement, LargeBinary, Text, cast, column, inspect, literal, or_, select, table
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from memory_engine.errors import ConfigurationError, MissingExtraError, StoreUnreadableError
+from memory_engine.errors import ConfigurationError, StoreUnreadableError
+from memory_engine.importers.address import read_only_engine
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Row
 
 _PAGE = 500
-_WAL = 2
-"""What a SQLite file says of itself at this place when it keeps a write-ahead log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +42,7 @@ class SqlRows:
     """
 
     def __init__(self, uri: str, name: str, *, schema: str | None = None) -> None:
-        self.engine = create_async_engine(read_only_url(uri), poolclass=NullPool)
+        self.engine = read_only_engine(uri)
         self._name, self._schema = name, schema
         self._connection: AsyncConnection | None = None
         self._index: dict[str, list[Any]] | None = None
@@ -93,7 +89,10 @@ class SqlRows:
         statement = select(*asked).select_from(self._table(columns))
         for start in range(0, len(names), _PAGE):
             page = names[start : start + _PAGE]
-            found = {each[0]: each for each in await self._all(statement.where(row.in_(page)))}
+            damaged = [name for name in page if _is_damaged(name)]
+            named = [row == cast(literal(name.encode("utf-8", "surrogateescape"), LargeBinary), Text) for name in damaged]
+            wanted = or_(row.in_([name for name in page if name not in damaged] if damaged else page), *named)
+            found = {each[0]: each for each in await self._all(statement.where(wanted))}
             for name in page:
                 if name in found:
                     yield found[name]
@@ -145,7 +144,8 @@ class SqlRows:
         if self._connection is None:
             try:
                 self._connection = await _connect(self.engine)
-            except (SQLAlchemyError, OSError) as error:
+            except (SQLAlchemyError, OSError, TypeError, ValueError) as error:
+                # TypeError is what drivers say to a parameter of the address that they do not know.
                 raise unreadable(error) from error
         return self._connection
 
@@ -154,49 +154,20 @@ async def _connect(engine: AsyncEngine) -> AsyncConnection:
     connection = await engine.connect()
     if engine.dialect.name == "postgresql":
         return await connection.execution_options(postgresql_readonly=True)
+    raw = await connection.get_raw_connection()
+    if engine.dialect.name == "sqlite" and raw.driver_connection is not None:
+        # SQLite takes any bytes for text. One cell that is not UTF-8 must not keep all others from being read: the letters
+        # that stand for such bytes are refused where messages are made.
+        raw.driver_connection.text_factory = lambda data: data.decode("utf-8", "surrogateescape")
     return connection
 
 
-def read_only_url(uri: str) -> URL:
-    """The address under which a database is opened for reading: a path, or an address of any driver.
-
-    :raises ConfigurationError: it is no address, or there is no such file.
-    :raises MissingExtraError: it is PostgreSQL, and its driver is not installed.
-    """
-    try:
-        url = make_url(uri) if "://" in uri else URL.create("sqlite", database=uri)
-    except ArgumentError as error:
-        raise ConfigurationError(f"The source is a path or an address such as sqlite:///chat.db, not {uri!r:.80}.") from error
-    backend = url.get_backend_name()
-    if backend == "postgresql":
-        try:
-            import asyncpg  # noqa: F401
-        except ImportError as error:
-            needed = "PostgreSQL needs the driver asyncpg; pip install 'memory-engine-blocks[postgres]'."
-            raise MissingExtraError(needed) from error
-        return url.set(drivername="postgresql+asyncpg")
-    if backend != "sqlite":
-        return url
-    path = Path((url.database or "").removeprefix("file:").partition("?")[0])
-    if not path.is_file():
-        raise ConfigurationError(f"There is no file {str(path)!r}.")
-    return URL.create("sqlite+aiosqlite", database=path.resolve().as_uri(), query=_mode(path.resolve()) | {"uri": "true"})
-
-
-def _mode(path: Path) -> dict[str, str]:
-    with path.open("rb") as file:
-        header = file.read(20)
-    logged = len(header) == 20 and header[18] == _WAL
-    log = path.with_name(path.name + "-wal")
-    if logged and not log.exists() and not os.access(path.parent, os.W_OK):
-        # SQLite would have to make a log's index beside it; without a log nobody is writing, and none is needed.
-        return {"immutable": "1"}
-    return {"mode": "ro"}
+def _is_damaged(name: object) -> bool:
+    """Whether the text has letters that stand for bytes that are not UTF-8."""
+    return isinstance(name, str) and not name.isascii() and any("\udc80" <= letter <= "\udcff" for letter in name)
 
 
 def unreadable(error: Exception) -> Exception:
     """The engine's error for one of the source's; without the statement, which may hold what people said."""
     cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
-    if isinstance(error, NoSuchModuleError):
-        return ConfigurationError(f"There is no driver for this source: {cause}")
     return StoreUnreadableError(f"The source cannot be read: {type(cause).__name__}: {cause}")
