@@ -64,7 +64,7 @@ def from_message(message: Message) -> ChatMessage:
     layout = {"message": source, "contents": [[rest, block is not None] for block, rest in read]}
     fields: _Fields = {"role": role, "blocks": blocks, "metadata": {"agent_framework": layout}}
     fields["metadata"] |= {"pinned": False} if role == "developer" else {}
-    if message.message_id and "\\0" not in message.message_id:
+    if message.message_id and "\0" not in message.message_id:
         fields["id"] = message.message_id[:512]
     try:
         return ChatMessage.model_validate(fields)
@@ -76,6 +76,8 @@ def _role(message: Message) -> str:
     types = {content.type for content in message.contents}
     if message.role == "tool" or (message.role == "user" and "function_result" in types):
         return "tool" if any(c.type == "function_result" and c.call_id for c in message.contents) else "developer"
+    if types == {"function_approval_response"}:
+        return "developer"  # it goes on with a request, it is none
     return message.role if message.role in ("system", "user", "assistant") else "developer"
 
 

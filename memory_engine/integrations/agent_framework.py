@@ -9,6 +9,7 @@ from typing import Any
 from memory_engine.errors import ConfigurationError, MessageConflictError
 from memory_engine.formats.agent_framework import from_message, to_message, to_messages
 from memory_engine.integrations.one_run import context_of_run
+from memory_engine.integrations.room import make_room
 from memory_engine.memory import Memory
 from memory_engine.messages import ChatMessage
 
@@ -18,7 +19,9 @@ from agent_framework import AgentSession, HistoryProvider, Message, SessionConte
 __all__ = ["MemoryHistoryProvider", "from_message", "to_message", "to_messages"]
 
 _MOST_RUNS = 1_000
-"""So many runs that wait for results of tools are remembered; of one that was forgotten, others may come last."""
+"""So many runs that wait for results of tools are remembered; others are looked up in what is stored."""
+_LOOK_BACK = 1_000
+"""So many of the newest messages are looked through for them."""
 
 
 class MemoryHistoryProvider(HistoryProvider):
@@ -28,13 +31,14 @@ class MemoryHistoryProvider(HistoryProvider):
     stored before the model is asked and shown to it as `memory.get()` gives them, within the budget; responses are stored
     when they are there. With `require_per_service_call_history_persistence=True` on the agent that happens at each request
     to the model, else once for each run: then what tools say within a run is not cut, and is stored when it ends.
-    A run that failed is taken up again by `agent.run(session=session)`, without its input.
+    A run that failed is taken up again by `agent.run(session=session)`, without its input. Approvals of tools, and results
+    that the application gives, go on with the run that asked for them, in another process too.
     """
 
     def __init__(self, memory: Memory | Callable[[str], Memory], *, source_id: str = "memory_engine") -> None:
         super().__init__(source_id)
         self._memory = memory
-        self._runs: OrderedDict[tuple[str, str], list[ChatMessage]] = OrderedDict()
+        self._runs: OrderedDict[tuple[str, str, str], list[ChatMessage]] = OrderedDict()
 
     def memory_of(self, session_id: str | None) -> Memory:
         """The memory of that session of the framework's.
@@ -65,11 +69,19 @@ class MemoryHistoryProvider(HistoryProvider):
         """Store the input, and put what the model should read into the context."""
         memory = self.memory_of(context.session_id)
         given = await _put(memory, context.input_messages)
-        run = self._run_of(memory, given)
-        run += given
+        approved = _approved_calls(context.input_messages)
+        run = await self._run_of(memory, approved.union(*(message.tool_results for message in given)))
+        run += [message for message in given if all(message.id != known.id for known in run)]
         view = await context_of_run(memory, run)
+        # The framework turns approvals into results afterwards: it needs their calls, which a view hides until then.
+        held = _steps_of(run, approved)
         ids = {message.id for message in given}
-        if {message.id for message in view[len(view) - len(ids) :]} == ids:
+        if held:
+            left_out = ids | {message.id for message in held}
+            view = make_room(memory, [message for message in view if message.id not in left_out], [*held, *given])
+            view += held
+            context.input_messages = to_messages(given)
+        elif {message.id for message in view[len(view) - len(ids) :]} == ids:
             context.input_messages = to_messages(view[len(view) - len(ids) :])
             view = view[: len(view) - len(ids)]
         else:
@@ -88,17 +100,25 @@ class MemoryHistoryProvider(HistoryProvider):
         memory = self.memory_of(context.session_id)
         stored = await _put(memory, context.response.messages)
         run = [*context.metadata.get(self.source_id, ()), *stored]
-        for message in stored:
-            for call in message.tool_calls:
-                self._runs[memory.session_id, call.id] = run
+        answered = {result for message in stored for result in message.tool_results}
+        for call in {call.id for message in stored for call in message.tool_calls} - answered:
+            self._runs[memory.tenant, memory.session_id, call] = run
         while len(self._runs) > _MOST_RUNS:
             self._runs.popitem(last=False)
 
-    def _run_of(self, memory: Memory, given: Sequence[ChatMessage]) -> list[ChatMessage]:
-        """What the run has said that these messages go on with: that whose calls they answer."""
-        keys = [(memory.session_id, result) for message in given for result in message.tool_results]
+    async def _run_of(self, memory: Memory, calls: set[str]) -> list[ChatMessage]:
+        """What the run that made these calls has said."""
+        keys = [(memory.tenant, memory.session_id, call) for call in calls]
         runs = [run for key in keys if (run := self._runs.pop(key, None)) is not None]
-        return list(runs[0]) if runs else []
+        if runs or not calls:
+            return list(runs[0]) if runs else []
+        stored = await memory.get_all(last=_LOOK_BACK)
+        end = max((at for at, message in enumerate(stored) if _calls_of(message) & calls), default=None)
+        if end is None:
+            return []
+        start = max((at for at, message in enumerate(stored[:end]) if message.role == "user"), default=end)
+        results = [message for message in stored[end + 1 :] if set(message.tool_results) & _calls_of(stored[end])]
+        return stored[start : end + 1] + results
 
 
 class _Loaded(HistoryProvider):
@@ -115,6 +135,24 @@ class _Loaded(HistoryProvider):
 
     async def save_messages(self, session_id: str | None, messages: Sequence[Message], **kwargs: Any) -> None:
         raise NotImplementedError
+
+
+def _approved_calls(messages: Sequence[Message]) -> set[str]:
+    """The ids of the calls that these messages allow or refuse."""
+    responses = [c for message in messages for c in message.contents if c.type == "function_approval_response"]
+    return {c.function_call.call_id for c in responses if c.function_call is not None and c.function_call.call_id}
+
+
+def _calls_of(message: ChatMessage) -> set[str]:
+    return {call.id for call in message.tool_calls}
+
+
+def _steps_of(run: Sequence[ChatMessage], calls: set[str]) -> list[ChatMessage]:
+    """The messages that made those calls as far as they wait for a result, with the results that their other calls have."""
+    waiting = calls.difference(*(message.tool_results for message in run))
+    callers = [message for message in run if _calls_of(message) & waiting]
+    made = {call for message in callers for call in _calls_of(message)}
+    return [message for message in run if message in callers or made & set(message.tool_results)]
 
 
 async def _put(memory: Memory, messages: Sequence[Message]) -> list[ChatMessage]:

@@ -20,6 +20,7 @@ from agent_framework import (
     Content,
     FunctionInvocationLayer,
     Message,
+    tool,
 )
 from agent_framework._types import ContentType
 from elsewhere import talk_elsewhere
@@ -29,6 +30,7 @@ from strategies import JSON, MAYBE, NAMES, NUMBERS, TEXTS
 
 from memory_engine.integrations.agent_framework import MemoryHistoryProvider, from_message, to_message
 from memory_engine.messages import decode, encode
+from memory_engine.tokens import TokenCounter
 
 Answer = Callable[[Sequence[Message]], Awaitable[Message]]
 
@@ -195,6 +197,83 @@ async def test_a_giant_result_of_a_tool_stays_within_the_budget() -> None:
         assert result.text == "Answer to 2, with tools."
         assert script.problems == []
         assert max(len(m.blocks[0].content) for m in await memory.get_all() if m.role == "tool") == 50_000
+
+
+@pytest.mark.parametrize("is_restored", [False, True])
+@pytest.mark.parametrize("is_approved", [True, False])
+@pytest.mark.parametrize("per_service", [True, False])
+async def test_a_tool_that_needs_approval(per_service: bool, is_approved: bool, is_restored: bool) -> None:
+    sent: list[list[tuple[str, str]]] = []
+    problems: list[str] = []
+
+    @tool(approval_mode="always_require")
+    def delete(file: str) -> str:
+        return f"Deleted {file}."
+
+    async def answer(messages: Sequence[Message]) -> Message:
+        problems.extend(scenario.problems_of([from_message(message) for message in messages], scenario.TOKEN_LIMIT))
+        sent.append([(content.type, str(content.text or content.call_id)) for m in messages for content in m.contents])
+        if "Delete it" in messages[-1].text:
+            return Message("assistant", [Content.from_function_call("c-1", "delete", arguments={"file": "a"})])
+        return Message("assistant", ["Yes."])
+
+    def agent() -> Agent:
+        return Agent(
+            client=ScriptedClient(answer),
+            tools=[delete],
+            context_providers=[MemoryHistoryProvider(engine.session)],
+            require_per_service_call_history_persistence=per_service,
+        )
+
+    async with scenario.engine_at("sqlite+aiosqlite:///:memory:") as engine:
+        session = AgentSession(session_id="approval")
+        first = agent()
+        for turn in range(4):
+            await first.run(f"Earlier {turn}. {scenario.FILLER * 2}", session=session)
+        asked = await first.run(f"Delete it. {scenario.FILLER * 2}", session=session)
+        requests = [c for m in asked.messages for c in m.contents if c.type == "function_approval_request"]
+        if is_restored:
+            await first.run(f"Something else. {scenario.FILLER}", session=session)
+            session, first = AgentSession.from_dict(session.to_dict()), agent()
+        result = await first.run(Message("user", [requests[0].to_function_approval_response(is_approved)]), session=session)
+        assert result.text == "Yes."
+        assert [kind for kind, _ in sent[-1][-3:]] == ["text", "function_call", "function_result"]
+        assert sent[-1][-3][1].startswith("Delete it.")
+        await first.run("Thanks.", session=session)
+        assert ("function_result", "c-1") in sent[-1]
+        assert problems == []
+        stored = await engine.session("approval").get_all()
+        [said] = [block.content for m in stored for block in m.blocks if block.type == "tool_result"]
+        assert ("Deleted a." in said) == is_approved
+
+
+async def test_the_call_that_waits_for_approval_has_room_in_the_budget() -> None:
+    used: list[int] = []
+
+    @tool(approval_mode="always_require")
+    def write(text: str) -> str:
+        return "Written."
+
+    async def answer(messages: Sequence[Message]) -> Message:
+        used.append(sum(map(TokenCounter().message, map(from_message, messages))))
+        if messages[-1].text == "Write it.":
+            return Message("assistant", [Content.from_function_call("c-1", "write", arguments={"text": scenario.FILLER * 3})])
+        return Message("assistant", [scenario.FILLER])
+
+    async with scenario.engine_at("sqlite+aiosqlite:///:memory:", memory_blocks=[]) as engine:
+        agent = Agent(client=ScriptedClient(answer), tools=[write], context_providers=[MemoryHistoryProvider(engine.session)])
+        session = AgentSession(session_id="approval")
+        for turn in range(9):
+            await agent.run(f"Earlier {turn}. {scenario.FILLER}", session=session)
+        asked = await agent.run("Write it.", session=session)
+        [request] = [c for m in asked.messages for c in m.contents if c.type == "function_approval_request"]
+        await agent.run(Message("user", [request.to_function_approval_response(True)]), session=session)
+        assert max(used) <= scenario.TOKEN_LIMIT - scenario.RESERVED
+
+
+def test_ids_that_a_message_cannot_have() -> None:
+    ids = [from_message(Message("user", ["x"], message_id=given)).id for given in ("a\0b", "a\\0b", "x" * 600, "")]
+    assert ids == [None, "a\\0b", "x" * 512, None]
 
 
 # -- every message that the framework has ----------------------------------------------------------------------
