@@ -26,7 +26,7 @@ from agent_framework._types import ContentType
 from elsewhere import talk_elsewhere
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import JSON, MAYBE, NAMES, NUMBERS, TEXTS
+from strategies import COUNTER, JSON, MAYBE, NAMES, NUMBERS, TEXTS, characters, size_of_medium
 
 from memory_engine.integrations.agent_framework import MemoryHistoryProvider, from_message, to_message
 from memory_engine.messages import decode, encode
@@ -334,3 +334,46 @@ def test_round_trip_of_every_message(given: Message) -> None:
     assert again.to_dict() == theirs.to_dict()
     assert again.contents == theirs.contents
     assert (again.role, again.author_name, again.message_id) == (theirs.role, theirs.author_name, theirs.message_id)
+
+
+def read_by_a_model(content: dict[str, Any]) -> int:
+    """What a client may send of a content, counted without our format."""
+    kind = content["type"]
+    if kind == "usage":
+        return 0
+    extras = characters(content.get("additional_properties")) + characters(content.get("annotations"))
+    if kind in ("data", "uri") and isinstance(content.get("uri"), str):
+        return extras + size_of_medium(content.get("media_type"))
+    if kind == "function_result":
+        items = sum(map(read_by_a_model, content.get("items") or ()))
+        return extras + max(items, characters(content.get("result"))) + characters(content.get("call_id"))
+    said = ("text", "protected_data", "call_id", "name", "arguments", "inputs", "outputs", "output", "message", "file_id")
+    return extras + sum(characters(content.get(key)) for key in said if kind not in _WITHIN)
+
+
+_WITHIN = {"code_interpreter_tool_call", "code_interpreter_tool_result"}
+"""They hold contents of their own."""
+
+
+@given(messages)
+def test_all_that_may_be_sent_is_counted(given: Message) -> None:
+    theirs = given.to_dict()
+    sent = sum(map(read_by_a_model, theirs.get("contents", ()))) + characters(theirs.get("author_name"))
+    assert COUNTER.message(from_message(given)) >= sent
+
+
+def test_media_in_the_results_of_tools() -> None:
+    def result(call_id: str, count: int) -> Content:
+        items = [Content.from_text("see"), *[Content.from_data(bytes([at]), "image/png") for at in range(count)]]
+        return Content.from_function_result(call_id, result=items)
+
+    ours = from_message(Message("tool", [result("c-1", 2), result("c-2", 1)]))
+    assert [block.type for block in ours.blocks] == ["tool_result", "image", "image", "tool_result", "image"]
+    assert TokenCounter().message(ours) > 3 * 1024
+    # A view may leave out one of the results, or shorten it.
+    alone = ours.model_copy(update={"blocks": ours.blocks[1:], "partial": True})
+    assert [content.call_id for content in to_message(alone).contents] == ["c-2"]
+    [shortened] = ours.blocks[3:4]
+    cut = (*ours.blocks[:3], shortened.model_copy(update={"content": "s…"}), *ours.blocks[4:])
+    items = to_message(ours.model_copy(update={"blocks": cut})).contents[1].items
+    assert items is not None and [(item.type, item.text) for item in items] == [("text", "s…"), ("data", None)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,12 @@ from google.adk.tools.agent_tool import AgentTool
 from google.genai import types
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import MAYBE, NAMES, OBJECTS, TEXTS
+from strategies import COUNTER, MAYBE, NAMES, OBJECTS, TEXTS, characters, size_of_medium
 
 from memory_engine import ChatMessage, Memory, MemoryEngine
-from memory_engine.errors import BudgetExceededError
 from memory_engine.integrations.google_adk import MemoryPlugin, from_event, to_content, to_event
 from memory_engine.messages import decode, encode
+from memory_engine.tokens import TokenCounter
 
 Answer = Callable[[list[ChatMessage]], Awaitable[scenario.Reply]]
 
@@ -352,7 +353,7 @@ async def test_artifacts_have_room_in_the_budget() -> None:
         await run(runner, "And now?")
         assert not any("Figures." in text for text in model.sent[-1])
         await save(scenario.FILLER * 80)
-        with pytest.raises(BudgetExceededError, match="beside memory"):
+        with pytest.raises(RuntimeError, match="beside memory"):
             await run(runner, "Read it.")
 
 
@@ -406,6 +407,12 @@ async def test_what_is_rewound_is_deleted_when_the_next_run_begins() -> None:
 signature = st.none() | st.binary(max_size=6)
 media_types = st.sampled_from(["image/png", "audio/wav", "video/mp4", "application/pdf", "odd type, really"])
 thought = {"thought_signature": signature, "part_metadata": st.none() | OBJECTS}
+response_media = st.builds(
+    types.FunctionResponsePart,
+    inline_data=st.none()
+    | st.builds(types.FunctionResponseBlob, data=st.none() | st.binary(max_size=9), mime_type=media_types, display_name=MAYBE),
+    file_data=st.none() | st.builds(types.FunctionResponseFileData, file_uri=MAYBE, mime_type=media_types),
+)
 parts = st.one_of(
     st.builds(types.Part, text=TEXTS, thought=st.none() | st.booleans(), **thought),
     st.builds(
@@ -414,7 +421,14 @@ parts = st.one_of(
         **thought,
     ),
     st.builds(
-        types.Part, function_response=st.builds(types.FunctionResponse, id=MAYBE, name=MAYBE, response=st.none() | OBJECTS)
+        types.Part,
+        function_response=st.builds(
+            types.FunctionResponse,
+            id=MAYBE,
+            name=MAYBE,
+            response=st.none() | OBJECTS,
+            parts=st.none() | st.lists(response_media, max_size=2),
+        ),
     ),
     st.builds(
         types.Part,
@@ -460,3 +474,45 @@ def test_round_trip_of_every_event(theirs: Event) -> None:
     assert again == theirs
     if theirs.content is not None:
         assert to_content(ours) == theirs.content
+
+
+def read_by_a_model(part: dict[str, Any]) -> int:
+    """What the kit sends of a part, counted without our format."""
+    extras = characters(part.get("thought_signature")) + characters(part.get("part_metadata"))
+    answer = part.get("function_response") or {}
+    said = [part.get("text"), part.get("function_call"), part.get("executable_code"), part.get("code_execution_result")]
+    said += [answer.get(key) for key in ("id", "name", "response")]
+    return extras + sum(map(characters, said)) + sum(map(size_of, [part, *(answer.get("parts") or ())]))
+
+
+def size_of(part: dict[str, Any]) -> int:
+    """That of a medium; what has lost its data costs nothing."""
+    media = part.get("inline_data") or part.get("file_data") or {}
+    return size_of_medium(media.get("mime_type")) if "data" in media or "file_uri" in media else 0
+
+
+@given(events)
+def test_all_that_is_sent_is_counted(theirs: Event) -> None:
+    ours = from_event(theirs)
+    source = json.loads(theirs.model_dump_json(exclude_none=True)).get("content") or {}
+    sent = source.get("parts") or []
+    # Results that are no step of ours are counted as text, media and all.
+    whole = [rest.get("whole") for rest, _ in ours.metadata["google_adk"]["content"]["parts"]] if sent else []
+    sizes = [characters(part) if is_whole else read_by_a_model(part) for part, is_whole in zip(sent, whole, strict=True)]
+    assert COUNTER.message(ours) >= sum(sizes)
+
+
+def test_media_in_the_results_of_tools() -> None:
+    def result(call_id: str, count: int) -> types.Part:
+        blobs = [types.FunctionResponseBlob(mime_type="image/png", data=bytes([at])) for at in range(count)]
+        parts = [types.FunctionResponsePart(inline_data=blob) for blob in blobs]
+        answer = types.FunctionResponse(id=call_id, name="look", response={"result": "see"}, parts=parts)
+        return types.Part(function_response=answer)
+
+    theirs = Event(author="model", content=types.Content(role="user", parts=[result("c-1", 2), result("c-2", 1)]))
+    ours = from_event(theirs)
+    assert [block.type for block in ours.blocks] == ["tool_result", "image", "image", "tool_result", "image"]
+    assert TokenCounter().message(ours) > 3 * 1024
+    # A view may leave out one of the results.
+    alone = to_content(ours.model_copy(update={"blocks": ours.blocks[1:], "partial": True}))
+    assert alone.parts == theirs.content.parts[1:]

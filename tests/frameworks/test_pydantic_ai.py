@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
 from functools import partial
@@ -34,7 +35,7 @@ from pydantic_ai.messages import (
 from pydantic_ai.models.function import AgentInfo, DeltaToolCall, DeltaToolCalls, FunctionModel
 from pydantic_ai.models.test import TestModel
 from pydantic_ai.usage import RequestUsage, UsageLimits
-from strategies import JSON, MAYBE, NAMES, OBJECTS, TEXTS
+from strategies import COUNTER, JSON, MAYBE, NAMES, OBJECTS, TEXTS, characters, size_of_medium
 
 from memory_engine import Memory
 from memory_engine.blocks import StaticMemoryBlock
@@ -474,6 +475,34 @@ def test_round_trip_of_every_message(given: list[ModelMessage]) -> None:
     # Equality leaves out some fields of media.
     assert ai.ModelMessagesTypeAdapter.dump_python(again) == ai.ModelMessagesTypeAdapter.dump_python(theirs)
     assert [message.id for message in from_model_messages(again)] == [message.id for message in ours]
+
+
+def read_by_a_model(part: dict[str, Any]) -> int:
+    """What a model may be sent of a part, counted without our format."""
+    said = ("tool_name", "tool_call_id", "args", "signature", "provider_details", "transcript")
+    kept = sum(characters(part.get(key)) for key in said)
+    content = part.get("content")
+    if part["part_kind"].startswith("builtin-"):
+        return kept + characters(content)  # a provider's own, as it wrote it
+    items = content if isinstance(content, list) and part["part_kind"] == "user-prompt" else [content]
+    return kept + sum(map(size_of, [*items, part.get("audio")]))
+
+
+def size_of(item: Any) -> int:
+    if not isinstance(item, dict):
+        return characters(item)
+    if item.get("kind") in ("image-url", "audio-url", "video-url"):
+        return size_of_medium(item["kind"].removesuffix("-url"))
+    if item.get("kind") in ("binary", "document-url", "uploaded-file"):
+        return size_of_medium(item.get("media_type") if item["kind"] != "document-url" else None)
+    return characters(item.get("content")) if "kind" in item else characters(item)
+
+
+@given(st.lists(requests | responses, max_size=3))
+def test_all_that_may_be_sent_is_counted(given: list[ModelMessage]) -> None:
+    theirs = json.loads(ai.ModelMessagesTypeAdapter.dump_json(given))
+    parts = [part for message in theirs for part in message["parts"]]
+    assert sum(map(COUNTER.message, from_model_messages(given))) >= sum(map(read_by_a_model, parts))
 
 
 def test_every_type_of_part_is_generated() -> None:
