@@ -44,6 +44,7 @@ _Fields = dict[str, Any]
 _DATA_URI = re.compile(r"data:([!-+\--~]{1,255});base64,([A-Za-z0-9+/=]*)")
 _SILENT = frozenset({"usage"})
 """What no model reads."""
+_BESIDE = ("annotations", "additional_properties")
 
 
 # -- in ------------------------------------------------------------------------------------------------------
@@ -103,14 +104,16 @@ def _kept_but_sent(message: _Fields, contents: Sequence[_Fields]) -> Iterator[li
         if rest["type"] in _SILENT or rest.get("whole"):
             continue
         where: list[str | int] = ["agent_framework", "contents", at, 0]
-        for key in ("annotations", "additional_properties"):
-            if rest.get(key):
-                yield [*where, key]
-        said = "\n".join(item["text"] for item in rest.get("items") or () if item["type"] == "text" and item.get("text"))
-        is_said = said == rest.get("result")
-        for place, item in enumerate(rest.get("items") or ()):
-            if not (item["type"] == "text" and is_said):
-                yield [*where, "items", place]
+        yield from ([*where, key] for key in _BESIDE if rest.get(key))
+        items = rest.get("items") or ()
+        is_said = "\n".join(item["text"] for item in items if _is_text(item)) == rest.get("result")
+        for place, item in enumerate(items):
+            in_item = [*where, "items", place]
+            yield from ([*in_item, key] for key in _BESIDE if item.get(key)) if is_said and _is_text(item) else [in_item]
+
+
+def _is_text(item: _Fields) -> bool:
+    return bool(item["type"] == "text" and item.get("text"))
 
 
 def _read(content: _Fields, *, is_step: bool) -> tuple[list[_Fields], _Fields]:

@@ -347,10 +347,11 @@ def read_by_a_model(content: dict[str, Any]) -> int:
     if kind == "function_result":
         items = sum(map(read_by_a_model, content.get("items") or ()))
         return extras + max(items, characters(content.get("result"))) + characters(content.get("call_id"))
-    said = ("text", "protected_data", "call_id", "name", "arguments", "inputs", "outputs", "output", "message", "file_id")
+    said = ("text", "protected_data") if kind in ("text", "text_reasoning") else _SAID
     return extras + sum(characters(content.get(key)) for key in said if kind not in _WITHIN)
 
 
+_SAID = ("text", "call_id", "name", "arguments", "output", "message", "file_id")
 _WITHIN = {"code_interpreter_tool_call", "code_interpreter_tool_result"}
 """They hold contents of their own."""
 
