@@ -132,7 +132,9 @@ def _read(content: _Fields, *, is_step: bool) -> tuple[list[_Fields], _Fields]:
         return [_read_media(rest)], rest
     if kind in _SILENT:
         return [], rest
-    return [{"type": "thinking", "text": json.dumps(rest, ensure_ascii=False, sort_keys=True)}], rest | {"whole": True}
+    media = _take_media(rest)
+    text = json.dumps(rest, ensure_ascii=False, sort_keys=True)
+    return [{"type": "thinking", "text": text}, *media], rest | {"whole": True}
 
 
 def _is_medium(content: _Fields) -> bool:
@@ -150,10 +152,15 @@ def _read_step(rest: _Fields) -> list[_Fields]:
     text = result if isinstance(result, str) else "" if result is None else json.dumps(result, ensure_ascii=False)
     rest["shown"] = digest(text)
     block = {"type": "tool_result", "tool_call_id": rest["call_id"], "content": text, "is_error": "exception" in rest}
+    return [block, *_take_media(rest)]
+
+
+def _take_media(rest: _Fields) -> list[_Fields]:
+    """The blocks of the media that a tool returned."""
     items = [dict(item) for item in rest.get("items") or ()]
     media = [_read_media(item) for item in items if _is_medium(item)]
     rest |= {"items": items} if media else {}
-    return [block, *media]
+    return media
 
 
 def _read_media(rest: _Fields) -> _Fields:
@@ -201,7 +208,10 @@ def _is_there(rest: Mapping[str, Any], size: int, ids: set[str]) -> bool:
 
 
 def _fill(rest: _Fields, blocks: Sequence[ContentBlock]) -> _Fields:
-    if rest.pop("whole", False) or not blocks:
+    if not blocks:
+        return rest
+    is_medium = _fill_media(rest, iter(blocks[1:]))
+    if rest.pop("whole", False):
         return rest
     block = blocks[0]
     if isinstance(block, TextBlock):
@@ -211,21 +221,23 @@ def _fill(rest: _Fields, blocks: Sequence[ContentBlock]) -> _Fields:
         return rest | ({} if block.signature is None else {"protected_data": block.signature})
     if isinstance(block, ToolCallBlock):
         return rest | ({} if rest.pop("no_arguments", False) else {"arguments": thaw(block.arguments)})
-    if isinstance(block, ToolResultBlock):
-        return _fill_result(rest, block, iter(blocks[1:]))
-    return _write(block) | rest
-
-
-def _fill_result(rest: _Fields, block: ToolResultBlock, media: Iterator[ContentBlock]) -> _Fields:
-    is_medium = [item["type"] in ("data", "uri") and "uri" not in item for item in rest.get("items") or ()]
-    if any(is_medium):
-        pairs = zip(rest["items"], is_medium, strict=True)
-        rest["items"] = [_write(next(media)) | item if is_taken else item for item, is_taken in pairs]
+    if not isinstance(block, ToolResultBlock):
+        return _write(block) | rest
     if rest.pop("shown") != digest(block.content):
-        others = [item for item, is_taken in zip(rest.pop("items", None) or (), is_medium, strict=True) if is_taken]
-        rest |= {"items": [{"type": "text", "text": block.content}, *others]} if others else {}
+        media = [item for item, is_taken in zip(rest.pop("items", ()), is_medium, strict=True) if is_taken]
+        rest |= {"items": [{"type": "text", "text": block.content}, *media]} if media else {}
         rest["result"] = block.content
     return rest
+
+
+def _fill_media(rest: _Fields, blocks: Iterator[ContentBlock]) -> list[bool]:
+    """Put the media that a tool returned back; which of its items they are."""
+    items = rest.get("items") or []
+    is_medium = [item["type"] in ("data", "uri") and "uri" not in item for item in items]
+    if any(is_medium):
+        pairs = zip(items, is_medium, strict=True)
+        rest["items"] = [_write(next(blocks)) | item if is_taken else item for item, is_taken in pairs]
+    return is_medium
 
 
 def _write(block: ContentBlock) -> _Fields:
