@@ -158,9 +158,12 @@ def _read_step(rest: _Fields) -> list[_Fields]:
 def _take_media(rest: _Fields) -> list[_Fields]:
     """The blocks of the media that a tool returned."""
     items = [dict(item) for item in rest.get("items") or ()]
-    media = [_read_media(item) for item in items if _is_medium(item)]
+    media = [item for item in items if _is_medium(item)]
+    blocks = [_read_media(item) for item in media]
+    for item in media:
+        item["taken"] = True
     rest |= {"items": items} if media else {}
-    return media
+    return blocks
 
 
 def _read_media(rest: _Fields) -> _Fields:
@@ -208,10 +211,8 @@ def _is_there(rest: Mapping[str, Any], size: int, ids: set[str]) -> bool:
 
 
 def _fill(rest: _Fields, blocks: Sequence[ContentBlock]) -> _Fields:
-    if not blocks:
-        return rest
     is_medium = _fill_media(rest, iter(blocks[1:]))
-    if rest.pop("whole", False):
+    if rest.pop("whole", False) or not blocks:
         return rest
     block = blocks[0]
     if isinstance(block, TextBlock):
@@ -221,19 +222,17 @@ def _fill(rest: _Fields, blocks: Sequence[ContentBlock]) -> _Fields:
         return rest | ({} if block.signature is None else {"protected_data": block.signature})
     if isinstance(block, ToolCallBlock):
         return rest | ({} if rest.pop("no_arguments", False) else {"arguments": thaw(block.arguments)})
-    if not isinstance(block, ToolResultBlock):
-        return _write(block) | rest
-    if rest.pop("shown") != digest(block.content):
+    if isinstance(block, ToolResultBlock) and rest.pop("shown") != digest(block.content):
         media = [item for item, is_taken in zip(rest.pop("items", ()), is_medium, strict=True) if is_taken]
         rest |= {"items": [{"type": "text", "text": block.content}, *media]} if media else {}
         rest["result"] = block.content
-    return rest
+    return rest if isinstance(block, ToolResultBlock) else _write(block) | rest
 
 
 def _fill_media(rest: _Fields, blocks: Iterator[ContentBlock]) -> list[bool]:
     """Put the media that a tool returned back; which of its items they are."""
     items = rest.get("items") or []
-    is_medium = [item["type"] in ("data", "uri") and "uri" not in item for item in items]
+    is_medium = [item.pop("taken", False) for item in items]
     if any(is_medium):
         pairs = zip(items, is_medium, strict=True)
         rest["items"] = [_write(next(blocks)) | item if is_taken else item for item, is_taken in pairs]
