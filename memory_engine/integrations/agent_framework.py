@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from memory_engine.errors import ConfigurationError, MessageConflictError
@@ -22,6 +22,8 @@ _MOST_RUNS = 1_000
 """So many runs that wait for results of tools are remembered; others are looked up in what is stored."""
 _LOOK_BACK = 1_000
 """So many of the newest messages are looked through for them."""
+_SPARE, _PER_INPUT = 16, 4
+"""With so many of the newest messages an input is compared: steps of tools may stand between what it repeats."""
 
 
 class MemoryHistoryProvider(HistoryProvider):
@@ -55,20 +57,20 @@ class MemoryHistoryProvider(HistoryProvider):
         self, session_id: str | None, *, state: dict[str, Any] | None = None, **kwargs: Any
     ) -> list[Message]:
         """What `memory.get()` returns."""
-        return to_messages(await self.memory_of(session_id).get())
+        return _handed_out(await self.memory_of(session_id).get())
 
     async def save_messages(
         self, session_id: str | None, messages: Sequence[Message], *, state: dict[str, Any] | None = None, **kwargs: Any
     ) -> None:
         """Store the messages; one that is stored under its id already is left alone."""
-        await _put(self.memory_of(session_id), messages)
+        await _put(self.memory_of(session_id), [from_message(message) for message in messages])
 
     async def before_run(
         self, *, agent: SupportsAgentRun, session: AgentSession, context: SessionContext, state: dict[str, Any]
     ) -> None:
         """Store the input, and put what the model should read into the context."""
         memory = self.memory_of(context.session_id)
-        given = await _put(memory, context.input_messages)
+        given = await _put_input(memory, context.input_messages)
         approved = _approved_calls(context.input_messages)
         run = await self._run_of(memory, approved.union(*(message.tool_results for message in given)))
         run += [message for message in given if all(message.id != known.id for known in run)]
@@ -80,14 +82,14 @@ class MemoryHistoryProvider(HistoryProvider):
             left_out = ids | {message.id for message in held}
             view = make_room(memory, [message for message in view if message.id not in left_out], [*held, *given])
             view += held
-            context.input_messages = to_messages(given)
+            context.input_messages = _handed_out(given)
         elif {message.id for message in view[len(view) - len(ids) :]} == ids:
-            context.input_messages = to_messages(view[len(view) - len(ids) :])
+            context.input_messages = _handed_out(view[len(view) - len(ids) :])
             view = view[: len(view) - len(ids)]
         else:
             context.input_messages = []
         # The framework's own way leaves out approvals that were settled.
-        loaded = _Loaded(self.source_id, to_messages(view))
+        loaded = _Loaded(self.source_id, _handed_out(view))
         await loaded.before_run(agent=agent, session=session, context=context, state=state)
         context.metadata[self.source_id] = run
 
@@ -98,7 +100,9 @@ class MemoryHistoryProvider(HistoryProvider):
         if context.response is None or not context.response.messages:
             return
         memory = self.memory_of(context.session_id)
-        stored = await _put(memory, context.response.messages)
+        stored = await _put(memory, [from_message(message) for message in context.response.messages])
+        for message, kept in zip(context.response.messages, stored, strict=False):
+            message.message_id = message.message_id or kept.id  # a workflow hands it on
         run = [*context.metadata.get(self.source_id, ()), *stored]
         answered = {result for message in stored for result in message.tool_results}
         for call in {call.id for message in stored for call in message.tool_calls} - answered:
@@ -155,16 +159,81 @@ def _steps_of(run: Sequence[ChatMessage], calls: set[str]) -> list[ChatMessage]:
     return [message for message in run if message in callers or made & set(message.tool_results)]
 
 
-async def _put(memory: Memory, messages: Sequence[Message]) -> list[ChatMessage]:
-    """Store messages. Ids are the provider's: where one stands for something else already, the message gets its own."""
+async def _put_input(memory: Memory, messages: Sequence[Message]) -> list[ChatMessage]:
+    """The input as it is stored. What it repeats of the conversation, as a workflow hands it on, is not stored again."""
     given = [from_message(message) for message in messages]
+    if all(message.role == "tool" for message in given):
+        return await _put(memory, given)
+    recent = await memory.get_all(last=1 if len(given) == 1 and not given[0].id else _SPARE + _PER_INPUT * len(given))
+    repeated = _repeated(given, recent)
+    return [*repeated, *await _put(memory, given[len(repeated) :])]
+
+
+def _repeated(given: Sequence[ChatMessage], stored: Sequence[ChatMessage]) -> list[ChatMessage]:
+    """The stored messages that the longest beginning of the input repeats: up to the newest, or to one with an id of ours."""
+    for size in range(len(given), 0, -1):
+        last = given[size - 1]
+        ends = [at for at, message in enumerate(stored) if last.id is not None and message.id == last.id]
+        if not ends and stored and _is_same(last, stored[-1]):
+            ends = [len(stored) - 1]
+        found = _before(given[: size - 1], stored[: ends[-1]]) if ends else None
+        if found is not None:
+            return [*found, stored[ends[-1]]]
+    return []
+
+
+def _before(given: Sequence[ChatMessage], stored: Sequence[ChatMessage]) -> list[ChatMessage] | None:
+    """The stored messages that are these, in order, with others between them; None if one is missing."""
+    found: list[ChatMessage] = []
+    end = len(stored)
+    for message in reversed(given):
+        end = next((at for at in range(end - 1, -1, -1) if _is_same(message, stored[at])), -1)
+        if end < 0:
+            return None
+        found.append(stored[end])
+    return found[::-1]
+
+
+def _is_same(given: ChatMessage, stored: ChatMessage) -> bool:
+    if given.id is not None and given.id == stored.id:
+        return True
+    # Without blocks, only what is kept tells.
+    return _is_same_content(given, stored) and (bool(given.blocks) or given.metadata == stored.metadata)
+
+
+async def _put(memory: Memory, given: Sequence[ChatMessage]) -> list[ChatMessage]:
+    """Store messages. Ids are the provider's: where one stands for something else already, the message gets its own."""
     try:
         return await memory.put_messages(given)
     except MessageConflictError:
+        known = {message.id: message for message in await memory.get_all(last=_LOOK_BACK)}
         stored = []
         for message in given:
+            there = known.get(message.id)
+            # Where the framework had no id, it is ours: what was handed out came back.
+            if there is not None and (_is_same_content(message, there) or not _own_id(there)):
+                stored.append(there)
+                continue
             try:
                 stored += await memory.put_messages([message])
             except MessageConflictError:
                 stored += await memory.put_messages([message.model_copy(update={"id": None})])
         return stored
+
+
+def _is_same_content(given: ChatMessage, stored: ChatMessage) -> bool:
+    return (given.role, given.blocks) == (stored.role, stored.blocks)
+
+
+def _own_id(message: ChatMessage) -> object:
+    """The id that the framework gave the message."""
+    layout = message.metadata.get("agent_framework")
+    return layout["message"].get("message_id") if isinstance(layout, Mapping) else None
+
+
+def _handed_out(messages: Sequence[ChatMessage]) -> list[Message]:
+    """The messages with ids, by which they are known when they come back."""
+    written = to_messages(messages)
+    for message, ours in zip(written, messages, strict=True):
+        message.message_id = message.message_id or ours.id
+    return written

@@ -20,6 +20,7 @@ from agent_framework import (
     Content,
     FunctionInvocationLayer,
     Message,
+    WorkflowBuilder,
     tool,
 )
 from agent_framework._types import ContentType
@@ -28,6 +29,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import COUNTER, JSON, MAYBE, NAMES, NUMBERS, TEXTS, characters, size_of_medium
 
+from memory_engine import MemoryEngine
 from memory_engine.integrations.agent_framework import MemoryHistoryProvider, from_message, to_message
 from memory_engine.messages import decode, encode
 from memory_engine.tokens import TokenCounter
@@ -269,6 +271,69 @@ async def test_the_call_that_waits_for_approval_has_room_in_the_budget() -> None
         [request] = [c for m in asked.messages for c in m.contents if c.type == "function_approval_request"]
         await agent.run(Message("user", [request.to_function_approval_response(True)]), session=session)
         assert max(used) <= scenario.TOKEN_LIMIT - scenario.RESERVED
+
+
+@pytest.mark.parametrize("per_service", [True, False])
+async def test_agents_of_a_workflow_share_one_conversation(per_service: bool) -> None:
+    sent: list[list[str]] = []
+
+    def agent(name: str) -> Agent:
+        async def answer(messages: Sequence[Message]) -> Message:
+            sent.append([message.text for message in messages if message.text])
+            if name == "first" and messages[-1].role == "user":
+                return Message(
+                    "assistant", [Content.from_function_call(f"c-{len(sent)}", "weather", arguments={"town": "Graz"})]
+                )
+            return Message("assistant", [f"{name}: {len(sent)}"])
+
+        return Agent(
+            client=ScriptedClient(answer),
+            name=name,
+            tools=[scenario.weather],
+            context_providers=[MemoryHistoryProvider(memory)],
+            require_per_service_call_history_persistence=per_service,
+        )
+
+    async with MemoryEngine() as engine:
+        memory = engine.session("shared")
+        for request in ("Once?", "Twice?", "Twice?"):
+            first, second, third = agent("first"), agent("second"), agent("third")
+            workflow = WorkflowBuilder(start_executor=first).add_edge(first, second).add_edge(second, third).build()
+            await workflow.run(request)
+        texts = [message.content for message in await memory.get_all() if message.content]
+        expected = []
+        for at, request in enumerate(("Once?", "Twice?", "Twice?")):
+            expected += [request, *[f"{name}: {4 * at + place}" for place, name in enumerate(("first", "second", "third"), 2)]]
+        assert texts == expected
+        assert len([m for m in await memory.get_all() if m.tool_calls]) == 3
+        # The last agent was shown everything once.
+        assert sent[-1] == expected[:-1]
+
+
+async def test_an_input_is_stored_again_only_when_it_is_new() -> None:
+    async def answer(messages: Sequence[Message]) -> Message:
+        if failing:
+            raise RuntimeError("the model is broken")
+        return Message("assistant", ["Yes."])
+
+    async with MemoryEngine() as engine:
+        memory = engine.session("repeated")
+        agent = agent_with(answer, memory)
+        session = AgentSession(session_id="repeated")
+        failing = True
+        with pytest.raises(RuntimeError, match="broken"):
+            await agent.run("One?", session=session)
+        failing = False
+        # The same again is a repetition; after an answer it is new.
+        await agent.run("One?", session=session)
+        await agent.run("One?", session=session)
+        assert [m.content for m in await memory.get_all()] == ["One?", "Yes.", "One?", "Yes."]
+        # What was handed out is known when it comes back, in another process too.
+        history = await MemoryHistoryProvider(memory).get_messages("repeated")
+        await agent.run([*history, Message("user", ["Two?"])], session=session)
+        assert [m.content for m in await memory.get_all()][4:] == ["Two?", "Yes."]
+        await MemoryHistoryProvider(memory).save_messages("repeated", history)
+        assert len(await memory.get_all()) == 6
 
 
 def test_ids_that_a_message_cannot_have() -> None:
