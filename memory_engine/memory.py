@@ -339,6 +339,11 @@ class Memory:
         """What `get` may return with `reserved_tokens` on top, in tokens."""
         return self._session.core.settings.token_limit
 
+    @property
+    def budget(self) -> int:
+        """What `get` may return at most, in tokens: `token_limit` less `reserved_tokens`."""
+        return self._session.core.settings.budget
+
     def count_tokens(self, messages: Sequence[MessageLike]) -> int:
         """The tokens of these messages, counted as `get` counts them: with tool calls, media and what each message adds.
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from pydantic import ValidationError
@@ -27,6 +28,7 @@ from memory_engine.messages import (
     ToolResultBlock,
     invalid_message,
 )
+from memory_engine.tokens import COUNTED
 
 try:
     from agent_framework import Content, Message
@@ -42,6 +44,7 @@ _Fields = dict[str, Any]
 _DATA_URI = re.compile(r"data:([!-+\--~]{1,255});base64,([A-Za-z0-9+/=]*)")
 _SILENT = frozenset({"usage"})
 """What no model reads."""
+_BESIDE = ("annotations", "additional_properties")
 
 
 # -- in ------------------------------------------------------------------------------------------------------
@@ -60,11 +63,13 @@ def from_message(message: Message) -> ChatMessage:
     results = _once(contents, "function_result")
     steps = results if role == "tool" else {key: at for key, at in calls.items() if key not in results}
     read = [_read(content, is_step=at in steps.values()) for at, content in enumerate(contents)]
-    blocks = [block for block, _ in read if block]
-    layout = {"message": source, "contents": [[rest, block is not None] for block, rest in read]}
-    fields: _Fields = {"role": role, "blocks": blocks, "metadata": {"agent_framework": layout}}
+    layout = {"message": source, "contents": [[rest, len(blocks)] for blocks, rest in read]}
+    fields: _Fields = {"role": role, "blocks": [block for blocks, _ in read for block in blocks]}
+    fields["metadata"] = {"agent_framework": layout}
+    if counted := list(_kept_but_sent(source, [rest for _, rest in read])):
+        fields["metadata"][COUNTED] = counted
     fields["metadata"] |= {"pinned": False} if role == "developer" else {}
-    if message.message_id and "\\0" not in message.message_id:
+    if message.message_id and "\0" not in message.message_id:
         fields["id"] = message.message_id[:512]
     try:
         return ChatMessage.model_validate(fields)
@@ -76,6 +81,8 @@ def _role(message: Message) -> str:
     types = {content.type for content in message.contents}
     if message.role == "tool" or (message.role == "user" and "function_result" in types):
         return "tool" if any(c.type == "function_result" and c.call_id for c in message.contents) else "developer"
+    if types == {"function_approval_response"}:
+        return "developer"  # it goes on with a request, it is none
     return message.role if message.role in ("system", "user", "assistant") else "developer"
 
 
@@ -89,36 +96,74 @@ def _once(contents: Sequence[_Fields], kind: str) -> dict[str, int]:
     return found
 
 
-def _read(content: _Fields, *, is_step: bool) -> tuple[_Fields | None, _Fields]:
-    """The block of a content, and what of it is not in the block."""
+def _kept_but_sent(message: _Fields, contents: Sequence[_Fields]) -> Iterator[list[str | int]]:
+    """The paths to what clients send of what is kept: it costs tokens too."""
+    if message.get("author_name"):
+        yield ["agent_framework", "message", "author_name"]
+    for at, rest in enumerate(contents):
+        if rest["type"] in _SILENT or rest.get("whole"):
+            continue
+        where: list[str | int] = ["agent_framework", "contents", at, 0]
+        yield from ([*where, key] for key in _BESIDE if rest.get(key))
+        items = rest.get("items") or ()
+        is_said = "\n".join(item["text"] for item in items if _is_text(item)) == rest.get("result")
+        for place, item in enumerate(items):
+            in_item = [*where, "items", place]
+            yield from ([*in_item, key] for key in _BESIDE if item.get(key)) if is_said and _is_text(item) else [in_item]
+
+
+def _is_text(item: _Fields) -> bool:
+    return bool(item["type"] == "text" and item.get("text"))
+
+
+def _read(content: _Fields, *, is_step: bool) -> tuple[list[_Fields], _Fields]:
+    """The blocks of a content, and what of it is not in them."""
     rest = dict(content)
     kind = rest["type"]
     if kind == "text":
-        return {"type": "text", "text": rest.pop("text")}, rest
+        return [{"type": "text", "text": rest.pop("text")}], rest
     if kind == "text_reasoning":
         rest |= {} if "text" in rest else {"no_text": True}
         block = {"type": "thinking", "text": rest.pop("text", "")}
-        return block | ({"signature": rest.pop("protected_data")} if "protected_data" in rest else {}), rest
+        return [block | ({"signature": rest.pop("protected_data")} if "protected_data" in rest else {})], rest
     if is_step:
         return _read_step(rest), rest
-    if kind in ("data", "uri") and isinstance(rest.get("uri"), str):
-        return _read_media(rest), rest
+    if _is_medium(rest):
+        return [_read_media(rest)], rest
     if kind in _SILENT:
-        return None, rest
-    return {"type": "thinking", "text": json.dumps(rest, ensure_ascii=False, sort_keys=True)}, rest | {"whole": True}
+        return [], rest
+    media = _take_media(rest)
+    text = json.dumps(rest, ensure_ascii=False, sort_keys=True)
+    return [{"type": "thinking", "text": text}, *media], rest | {"whole": True}
 
 
-def _read_step(rest: _Fields) -> _Fields:
+def _is_medium(content: _Fields) -> bool:
+    return content["type"] in ("data", "uri") and isinstance(content.get("uri"), str)
+
+
+def _read_step(rest: _Fields) -> list[_Fields]:
     if rest["type"] == "function_call":
         block = {"type": "tool_call", "id": rest["call_id"], "name": rest["name"]}
         if "arguments" in rest:
-            return block | {"arguments": rest.pop("arguments")}
+            return [block | {"arguments": rest.pop("arguments")}]
         rest["no_arguments"] = True
-        return block
+        return [block]
     result = rest.get("result")
     text = result if isinstance(result, str) else "" if result is None else json.dumps(result, ensure_ascii=False)
     rest["shown"] = digest(text)
-    return {"type": "tool_result", "tool_call_id": rest["call_id"], "content": text, "is_error": "exception" in rest}
+    block = {"type": "tool_result", "tool_call_id": rest["call_id"], "content": text, "is_error": "exception" in rest}
+    return [block, *_take_media(rest)]
+
+
+def _take_media(rest: _Fields) -> list[_Fields]:
+    """The blocks of the media that a tool returned."""
+    items = [dict(item) for item in rest.get("items") or ()]
+    media = [item for item in items if _is_medium(item)]
+    blocks = [_read_media(item) for item in media]
+    for item in media:
+        item["taken"] = True
+    rest |= {"items": items} if media else {}
+    return blocks
 
 
 def _read_media(rest: _Fields) -> _Fields:
@@ -147,24 +192,29 @@ def to_message(message: ChatMessage) -> Message:
     if not isinstance(layout, Mapping):
         return Message("system" if message.role == "developer" else message.role, _foreign(message), message_id=message.id)
     ids = {call.id for call in message.tool_calls} | set(message.tool_results)
-    kept = [(rest, has_block) for rest, has_block in layout["contents"] if _is_there(rest, has_block, ids)]
-    if sum(has_block for _, has_block in kept) == len(blocks):
+    kept = [(rest, size, _is_there(rest, size, ids)) for rest, size in layout["contents"]]
+    if sum(size if is_there else size - 1 for _, size, is_there in kept) == len(blocks):
         taken = iter(blocks)
-        contents = [_fill(thaw(rest), next(taken) if has_block else None) for rest, has_block in kept]
+        contents = []
+        for rest, size, is_there in kept:
+            filling = list(islice(taken, size if is_there else size - 1))
+            contents += [_fill(thaw(rest), filling)] if is_there else []
     else:
         contents = [_write(block) for block in blocks]  # somebody changed it
     return Message.from_dict({**thaw(layout["message"]), "contents": inserted + contents})
 
 
-def _is_there(rest: Mapping[str, Any], has_block: bool, ids: set[str]) -> bool:
-    """A view leaves out calls that were never answered."""
+def _is_there(rest: Mapping[str, Any], size: int, ids: set[str]) -> bool:
+    """A view leaves out calls that were never answered; media of results stay."""
     is_step = rest["type"] in ("function_call", "function_result") and not rest.get("whole")
-    return not (is_step and has_block) or rest["call_id"] in ids
+    return not (is_step and size) or rest["call_id"] in ids
 
 
-def _fill(rest: _Fields, block: ContentBlock | None) -> _Fields:
-    if rest.pop("whole", False) or block is None:
+def _fill(rest: _Fields, blocks: Sequence[ContentBlock]) -> _Fields:
+    is_medium = _fill_media(rest, iter(blocks[1:]))
+    if rest.pop("whole", False) or not blocks:
         return rest
+    block = blocks[0]
     if isinstance(block, TextBlock):
         return rest | {"text": block.text}
     if isinstance(block, ThinkingBlock):
@@ -172,12 +222,21 @@ def _fill(rest: _Fields, block: ContentBlock | None) -> _Fields:
         return rest | ({} if block.signature is None else {"protected_data": block.signature})
     if isinstance(block, ToolCallBlock):
         return rest | ({} if rest.pop("no_arguments", False) else {"arguments": thaw(block.arguments)})
-    if isinstance(block, ToolResultBlock):
-        if rest.pop("shown") != digest(block.content):
-            rest.pop("items", None)
-            rest["result"] = block.content
-        return rest
-    return _write(block) | rest
+    if isinstance(block, ToolResultBlock) and rest.pop("shown") != digest(block.content):
+        media = [item for item, is_taken in zip(rest.pop("items", ()), is_medium, strict=True) if is_taken]
+        rest |= {"items": [{"type": "text", "text": block.content}, *media]} if media else {}
+        rest["result"] = block.content
+    return rest if isinstance(block, ToolResultBlock) else _write(block) | rest
+
+
+def _fill_media(rest: _Fields, blocks: Iterator[ContentBlock]) -> list[bool]:
+    """Put the media that a tool returned back; which of its items they are."""
+    items = rest.get("items") or []
+    is_medium = [item.pop("taken", False) for item in items]
+    if any(is_medium):
+        pairs = zip(items, is_medium, strict=True)
+        rest["items"] = [_write(next(blocks)) | item if is_taken else item for item, is_taken in pairs]
+    return is_medium
 
 
 def _write(block: ContentBlock) -> _Fields:

@@ -8,7 +8,8 @@ reasoning; an event without content says nothing and becomes an empty developer 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from pydantic import ValidationError
@@ -26,6 +27,7 @@ from memory_engine.messages import (
     ToolResultBlock,
     invalid_message,
 )
+from memory_engine.tokens import COUNTED
 
 try:
     from google.adk.events import Event
@@ -60,9 +62,12 @@ def from_event(event: Event) -> ChatMessage:
         ids |= {step["id"]} if is_step else set()
         read.append(_read(part, is_step=is_step))
     if parts is not None:
-        content["parts"] = [[rest, block is not None] for block, rest in read]
+        content["parts"] = [[rest, len(blocks)] for blocks, rest in read]
     metadata = {"google_adk": source} | ({"pinned": False} if role == "developer" else {})
-    fields = {"role": role, "blocks": [block for block, _ in read if block], "metadata": metadata, "id": event.id or None}
+    if counted := list(_kept_but_sent([rest for _, rest in read])):
+        metadata[COUNTED] = counted
+    blocks = [block for blocks, _ in read for block in blocks]
+    fields = {"role": role, "blocks": blocks, "metadata": metadata, "id": event.id or None}
     try:
         return ChatMessage.model_validate(fields)
     except ValidationError as error:
@@ -78,48 +83,75 @@ def _role(content: _Fields | None, parts: list[_Fields], author: str | None) -> 
     return "user" if content.get("role", author) == "user" else "assistant"
 
 
-def _read(part: _Fields, *, is_step: bool) -> tuple[_Fields | None, _Fields]:
-    """The block of a part, and what of it is not in the block."""
+def _kept_but_sent(parts: Sequence[_Fields]) -> Iterator[list[str | int]]:
+    """The paths to what the kit sends of what is kept: it costs tokens too."""
+    for at, rest in enumerate(parts):
+        if rest.get("whole"):
+            continue
+        where: list[str | int] = ["google_adk", "content", "parts", at, 0]
+        for key in ("thought_signature", "part_metadata"):
+            if rest.get(key):
+                yield [*where, key]
+        if "function_response" in rest:
+            yield [*where, "function_response", "name"]
+
+
+def _read(part: _Fields, *, is_step: bool) -> tuple[list[_Fields], _Fields]:
+    """The blocks of a part, and what of it is not in them."""
     rest = dict(part)
     if is_step:
         return _read_step(rest), rest
     if rest.keys() & {"function_call", "function_response"}:
         return _counted(rest)
     if "text" in rest:
-        return {"type": "thinking" if rest.get("thought") else "text", "text": rest.pop("text")}, rest
-    media = rest.get("inline_data") or rest.get("file_data")
-    if media is not None and ("data" in media or "file_uri" in media):
-        return _read_media(rest, dict(media))
+        return [{"type": "thinking" if rest.get("thought") else "text", "text": rest.pop("text")}], rest
+    if _is_medium(rest):
+        block, media = _read_media(rest)
+        return [block], rest | media
     return _counted(rest)
 
 
-def _read_step(rest: _Fields) -> _Fields:
+def _read_step(rest: _Fields) -> list[_Fields]:
     if "function_call" in rest:
         call = rest["function_call"] = dict(rest["function_call"])
         block = {"type": "tool_call", "id": call["id"], "name": call["name"]}
         if "args" in call:
-            return block | {"arguments": call.pop("args")}
+            return [block | {"arguments": call.pop("args")}]
         rest["no_args"] = True
-        return block
-    response = rest["function_response"].get("response")
-    text = _text_of(response)
+        return [block]
+    answer = rest["function_response"] = dict(rest["function_response"])
+    text = _text_of(answer.get("response"))
     rest["shown"] = digest(text)
-    is_error = isinstance(response, dict) and "error" in response
-    return {"type": "tool_result", "tool_call_id": rest["function_response"]["id"], "content": text, "is_error": is_error}
+    is_error = isinstance(answer.get("response"), dict) and "error" in answer["response"]
+    blocks: list[_Fields] = [{"type": "tool_result", "tool_call_id": answer["id"], "content": text, "is_error": is_error}]
+    for at, part in enumerate(answer.get("parts") or ()):
+        if _is_medium(part):
+            block, media = _read_media(part)
+            blocks.append(block)
+            answer["parts"] = [*answer["parts"][:at], part | media | {"taken": True}, *answer["parts"][at + 1 :]]
+    return blocks
 
 
-def _read_media(rest: _Fields, media: _Fields) -> tuple[_Fields, _Fields]:
+def _is_medium(part: _Fields) -> bool:
+    media = part.get("inline_data") or part.get("file_data") or {}
+    return "data" in media or "file_uri" in media
+
+
+def _read_media(part: _Fields) -> tuple[_Fields, _Fields]:
+    """The block of a medium, and what of its data is not in it."""
+    key = "inline_data" if part.get("inline_data") else "file_data"
+    media = dict(part[key])
     media_type = media.get("mime_type", "")
     block: _Fields = {"type": kind_of(media_type), **known_mime_type(media_type)}
     if "data" in media:
         block["data"] = from_url_safe(media.pop("data"))
-        return block, rest | {"inline_data": media}
-    block["url"] = media.pop("file_uri")
-    return block, rest | {"file_data": media}
+    else:
+        block["url"] = media.pop("file_uri")
+    return block, {key: media}
 
 
-def _counted(rest: _Fields) -> tuple[_Fields, _Fields]:
-    return {"type": "thinking", "text": json.dumps(rest, ensure_ascii=False, sort_keys=True)}, rest | {"whole": True}
+def _counted(rest: _Fields) -> tuple[list[_Fields], _Fields]:
+    return [{"type": "thinking", "text": json.dumps(rest, ensure_ascii=False, sort_keys=True)}], rest | {"whole": True}
 
 
 def _text_of(response: Any) -> str:
@@ -154,10 +186,13 @@ def to_content(message: ChatMessage) -> types.Content:
     content = dict(source.get("content", {}))
     blocks = [block for block in message.blocks if block.origin is None]
     ids = {call.id for call in message.tool_calls} | set(message.tool_results)
-    kept = [(rest, has_block) for rest, has_block in content.get("parts", ()) if _is_there(rest, ids)]
-    if sum(has_block for _, has_block in kept) == len(blocks):
+    kept = [(rest, size, _is_there(rest, ids)) for rest, size in content.get("parts", ())]
+    if sum(size if is_there else size - 1 for _, size, is_there in kept) == len(blocks):
         taken = iter(blocks)
-        parts = [_fill(thaw(rest), next(taken)) if has_block else thaw(rest) for rest, has_block in kept]
+        parts = []
+        for rest, size, is_there in kept:
+            filling = list(islice(taken, size if is_there else size - 1))
+            parts += [_fill(thaw(rest), filling)] if is_there else []
     else:
         parts = [_write(block) for block in blocks]  # somebody changed it
     return _content({**content, "parts": inserted + parts} if "parts" in content or inserted else content)
@@ -168,14 +203,15 @@ def _content(fields: Mapping[str, Any]) -> types.Content:
 
 
 def _is_there(rest: Mapping[str, Any], ids: set[str]) -> bool:
-    """A view leaves out calls that were never answered."""
+    """A view leaves out calls that were never answered; media of results stay."""
     step = rest.get("function_call") or rest.get("function_response")
     return not step or bool(rest.get("whole")) or step["id"] in ids
 
 
-def _fill(rest: _Fields, block: ContentBlock) -> _Fields:
-    if rest.pop("whole", False):
+def _fill(rest: _Fields, blocks: Sequence[ContentBlock]) -> _Fields:
+    if rest.pop("whole", False) or not blocks:
         return rest
+    block = blocks[0]
     if isinstance(block, (TextBlock, ThinkingBlock)):
         return rest | {"text": block.text}
     if isinstance(block, ToolCallBlock):
@@ -185,7 +221,15 @@ def _fill(rest: _Fields, block: ContentBlock) -> _Fields:
     if isinstance(block, ToolResultBlock):
         if rest.pop("shown") != digest(block.content):
             rest["function_response"]["response"] = {"error" if block.is_error else "result": block.content}
+        media = iter(blocks[1:])
+        for part in rest["function_response"].get("parts") or ():
+            if part.pop("taken", False):
+                part.update(_with_media(part, next(media)))
         return rest
+    return _with_media(rest, block)
+
+
+def _with_media(rest: _Fields, block: ContentBlock) -> _Fields:
     written = _write(block)
     return rest | {key: value | rest.get(key, {}) for key, value in written.items()}
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from memory_engine.errors import MessageConflictError
-from memory_engine.formats.pydantic_ai import MARK, from_model_messages, to_model_messages
+from memory_engine.formats.pydantic_ai import KnownParts, from_model_messages, is_inserted, to_model_messages
 from memory_engine.integrations.one_run import context_of_run
 from memory_engine.memory import Memory
 from memory_engine.messages import ChatMessage
@@ -20,6 +20,9 @@ from pydantic_ai.capabilities import AbstractCapability, WrapRunHandler  # isort
 from pydantic_ai.models import ModelRequestContext  # isort: skip
 from pydantic_ai.run import AgentRunResult  # isort: skip
 
+_LOOK_BACK = 1_000
+"""What is given is compared with so many of the newest messages."""
+
 __all__ = ["AgentMemory", "from_model_messages", "load_history", "save_messages", "to_model_messages"]
 
 
@@ -30,12 +33,14 @@ class AgentMemory(AbstractCapability[Any]):
     Each request to the model gets what `memory.get()` gives, with the messages of this run last, in place of the history
     that the framework would send. Messages are stored when the model is asked and when the run ends, however it ends; so
     a run that failed is taken up again by `agent.run(message_history=await load_history(memory), capabilities=...)`,
-    without its prompt. System prompts of the agent are sent first and not stored; they, the instructions and the tools
-    have their room in `reserved_tokens`.
+    without its prompt. Other history that is given is stored as far as memory does not know it. System prompts of the agent
+    are sent first and not stored; they, the instructions and the tools have their room in `reserved_tokens`.
     """
 
     memory: Memory
     _live: RunContext[Any] = field(init=False, repr=False, compare=False)
+    _is_begun: bool = field(default=False, init=False, repr=False, compare=False)
+    _prompts: list[ai.SystemPromptPart] = field(default_factory=list, init=False, repr=False, compare=False)
     _given: list[ai.ModelMessage] = field(default_factory=list, init=False, repr=False, compare=False)
     _known: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
     _stored: dict[str, ChatMessage] = field(default_factory=dict, init=False, repr=False, compare=False)
@@ -55,22 +60,59 @@ class AgentMemory(AbstractCapability[Any]):
         await self._save()
         if isinstance(request_context.messages[-1], ai.ModelRequest):  # else the provider goes on with what it suspended
             view = await context_of_run(self.memory, list(self._stored.values()))
-            prompts = [part for message in self._own() for part in message.parts if isinstance(part, ai.SystemPromptPart)]
+            prompts = [*self._prompts, *_system_prompts(self._own())]
             first: list[ai.ModelMessage] = [ai.ModelRequest(parts=prompts)] if prompts else []
-            request_context.messages = first + to_model_messages(view)
+            # Without a word of anybody, instructions are all there is: the framework's request has them.
+            request_context.messages = first + to_model_messages(view) or request_context.messages
         return request_context
 
     async def _save(self) -> None:
+        if not self._is_begun:
+            await self._take_up()
+            self._is_begun = True
         said = from_model_messages(self._own(), known=self._known)
         for message in await _put_new(self.memory, [message for message in said if message.role != "system"]):
             self._stored[str(message.id)] = message
         self._known.update(str(message.id) for message in said)
 
+    async def _take_up(self) -> None:
+        """Store what of the given history is new, and find the request in it that this run goes on with."""
+        if not self._given:
+            return
+        known = KnownParts(await self.memory.get_all(last=_LOOK_BACK))
+        new = known.without_known(self._given)
+        self._prompts = _system_prompts(new)
+        said = await _put_new(self.memory, [m for m in from_model_messages(new) if m.role != "system"])
+        stored = {message.id: message for message in said}
+        for message in _begun(self._given):
+            parts = message.parts if isinstance(message, ai.ModelRequest) else ()
+            found = [known.stored_as(part) for part in parts]
+            found += [stored.get(m.id) for m in from_model_messages(known.without_known([message]))]
+            self._stored.update({str(m.id): m for m in found if m is not None})
+
     def _own(self) -> list[ai.ModelMessage]:
         """What this run has said. A request that it takes up again may be merged into a new one: its parts tell it."""
         given = {id(part) for message in self._given for part in message.parts}
-        messages = [message for message in self._live.messages if message.run_id == self._live.run_id]
-        return [message for message in messages if not any(id(part) in given for part in message.parts)]
+        own: list[ai.ModelMessage] = []
+        for message in self._live.messages:
+            if message.run_id == self._live.run_id:
+                parts: list[Any] = [part for part in message.parts if id(part) not in given]
+                own += [message] if len(parts) == len(message.parts) else [replace(message, parts=parts)] if parts else []
+        return own
+
+
+def _system_prompts(messages: Iterable[ai.ModelMessage]) -> list[ai.SystemPromptPart]:
+    parts = [part for message in messages for part in message.parts]
+    return [part for part in parts if isinstance(part, ai.SystemPromptPart) and not is_inserted(part)]
+
+
+def _begun(history: Sequence[ai.ModelMessage]) -> Sequence[ai.ModelMessage]:
+    """The turn at the end of a history, if it waits for the model or for results of tools."""
+    last = history[-1]
+    if isinstance(last, ai.ModelResponse) and not any(isinstance(part, ai.ToolCallPart) for part in last.parts):
+        return []
+    asked = [at for at, m in enumerate(history) if any(isinstance(part, ai.UserPromptPart) for part in m.parts)]
+    return history[asked[-1] :] if asked else history[-1:]
 
 
 async def load_history(memory: Memory, query: str | None = None) -> list[ai.ModelMessage]:
@@ -83,8 +125,8 @@ async def save_messages(memory: Memory, messages: Iterable[ai.ModelMessage]) -> 
 
     :raises InvalidMessageError: one of them cannot be kept exactly.
     """
-    own = [message for message in messages if MARK not in (message.metadata or {})]
-    await _put_new(memory, from_model_messages(own))
+    known = KnownParts(await memory.get_all(last=_LOOK_BACK))
+    await _put_new(memory, from_model_messages(known.without_known(list(messages))))
 
 
 async def _put_new(memory: Memory, messages: Sequence[ChatMessage]) -> list[ChatMessage]:

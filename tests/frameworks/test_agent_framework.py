@@ -20,15 +20,19 @@ from agent_framework import (
     Content,
     FunctionInvocationLayer,
     Message,
+    WorkflowBuilder,
+    tool,
 )
 from agent_framework._types import ContentType
 from elsewhere import talk_elsewhere
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import JSON, MAYBE, NAMES, NUMBERS, TEXTS
+from strategies import COUNTER, JSON, MAYBE, NAMES, NUMBERS, TEXTS, characters, size_of_medium
 
+from memory_engine import MemoryEngine
 from memory_engine.integrations.agent_framework import MemoryHistoryProvider, from_message, to_message
 from memory_engine.messages import decode, encode
+from memory_engine.tokens import TokenCounter
 
 Answer = Callable[[Sequence[Message]], Awaitable[Message]]
 
@@ -197,6 +201,146 @@ async def test_a_giant_result_of_a_tool_stays_within_the_budget() -> None:
         assert max(len(m.blocks[0].content) for m in await memory.get_all() if m.role == "tool") == 50_000
 
 
+@pytest.mark.parametrize("is_restored", [False, True])
+@pytest.mark.parametrize("is_approved", [True, False])
+@pytest.mark.parametrize("per_service", [True, False])
+async def test_a_tool_that_needs_approval(per_service: bool, is_approved: bool, is_restored: bool) -> None:
+    sent: list[list[tuple[str, str]]] = []
+    problems: list[str] = []
+
+    @tool(approval_mode="always_require")
+    def delete(file: str) -> str:
+        return f"Deleted {file}."
+
+    async def answer(messages: Sequence[Message]) -> Message:
+        problems.extend(scenario.problems_of([from_message(message) for message in messages], scenario.TOKEN_LIMIT))
+        sent.append([(content.type, str(content.text or content.call_id)) for m in messages for content in m.contents])
+        if "Delete it" in messages[-1].text:
+            return Message("assistant", [Content.from_function_call("c-1", "delete", arguments={"file": "a"})])
+        return Message("assistant", ["Yes."])
+
+    def agent() -> Agent:
+        return Agent(
+            client=ScriptedClient(answer),
+            tools=[delete],
+            context_providers=[MemoryHistoryProvider(engine.session)],
+            require_per_service_call_history_persistence=per_service,
+        )
+
+    async with scenario.engine_at("sqlite+aiosqlite:///:memory:") as engine:
+        session = AgentSession(session_id="approval")
+        first = agent()
+        for turn in range(4):
+            await first.run(f"Earlier {turn}. {scenario.FILLER * 2}", session=session)
+        asked = await first.run(f"Delete it. {scenario.FILLER * 2}", session=session)
+        requests = [c for m in asked.messages for c in m.contents if c.type == "function_approval_request"]
+        if is_restored:
+            await first.run(f"Something else. {scenario.FILLER}", session=session)
+            session, first = AgentSession.from_dict(session.to_dict()), agent()
+        result = await first.run(Message("user", [requests[0].to_function_approval_response(is_approved)]), session=session)
+        assert result.text == "Yes."
+        assert [kind for kind, _ in sent[-1][-3:]] == ["text", "function_call", "function_result"]
+        assert sent[-1][-3][1].startswith("Delete it.")
+        await first.run("Thanks.", session=session)
+        assert ("function_result", "c-1") in sent[-1]
+        assert problems == []
+        stored = await engine.session("approval").get_all()
+        [said] = [block.content for m in stored for block in m.blocks if block.type == "tool_result"]
+        assert ("Deleted a." in said) == is_approved
+
+
+async def test_the_call_that_waits_for_approval_has_room_in_the_budget() -> None:
+    used: list[int] = []
+
+    @tool(approval_mode="always_require")
+    def write(text: str) -> str:
+        return "Written."
+
+    async def answer(messages: Sequence[Message]) -> Message:
+        used.append(sum(map(TokenCounter().message, map(from_message, messages))))
+        if messages[-1].text == "Write it.":
+            return Message("assistant", [Content.from_function_call("c-1", "write", arguments={"text": scenario.FILLER * 3})])
+        return Message("assistant", [scenario.FILLER])
+
+    async with scenario.engine_at("sqlite+aiosqlite:///:memory:", memory_blocks=[]) as engine:
+        agent = Agent(client=ScriptedClient(answer), tools=[write], context_providers=[MemoryHistoryProvider(engine.session)])
+        session = AgentSession(session_id="approval")
+        for turn in range(9):
+            await agent.run(f"Earlier {turn}. {scenario.FILLER}", session=session)
+        asked = await agent.run("Write it.", session=session)
+        [request] = [c for m in asked.messages for c in m.contents if c.type == "function_approval_request"]
+        await agent.run(Message("user", [request.to_function_approval_response(True)]), session=session)
+        assert max(used) <= scenario.TOKEN_LIMIT - scenario.RESERVED
+
+
+@pytest.mark.parametrize("per_service", [True, False])
+async def test_agents_of_a_workflow_share_one_conversation(per_service: bool) -> None:
+    sent: list[list[str]] = []
+
+    def agent(name: str) -> Agent:
+        async def answer(messages: Sequence[Message]) -> Message:
+            sent.append([message.text for message in messages if message.text])
+            if name == "first" and messages[-1].role == "user":
+                return Message(
+                    "assistant", [Content.from_function_call(f"c-{len(sent)}", "weather", arguments={"town": "Graz"})]
+                )
+            return Message("assistant", [f"{name}: {len(sent)}"])
+
+        return Agent(
+            client=ScriptedClient(answer),
+            name=name,
+            tools=[scenario.weather],
+            context_providers=[MemoryHistoryProvider(memory)],
+            require_per_service_call_history_persistence=per_service,
+        )
+
+    async with MemoryEngine() as engine:
+        memory = engine.session("shared")
+        for request in ("Once?", "Twice?", "Twice?"):
+            first, second, third = agent("first"), agent("second"), agent("third")
+            workflow = WorkflowBuilder(start_executor=first).add_edge(first, second).add_edge(second, third).build()
+            await workflow.run(request)
+        texts = [message.content for message in await memory.get_all() if message.content]
+        expected = []
+        for at, request in enumerate(("Once?", "Twice?", "Twice?")):
+            expected += [request, *[f"{name}: {4 * at + place}" for place, name in enumerate(("first", "second", "third"), 2)]]
+        assert texts == expected
+        assert len([m for m in await memory.get_all() if m.tool_calls]) == 3
+        # The last agent was shown everything once.
+        assert sent[-1] == expected[:-1]
+
+
+async def test_an_input_is_stored_again_only_when_it_is_new() -> None:
+    async def answer(messages: Sequence[Message]) -> Message:
+        if failing:
+            raise RuntimeError("the model is broken")
+        return Message("assistant", ["Yes."])
+
+    async with MemoryEngine() as engine:
+        memory = engine.session("repeated")
+        agent = agent_with(answer, memory)
+        session = AgentSession(session_id="repeated")
+        failing = True
+        with pytest.raises(RuntimeError, match="broken"):
+            await agent.run("One?", session=session)
+        failing = False
+        # The same again is a repetition; after an answer it is new.
+        await agent.run("One?", session=session)
+        await agent.run("One?", session=session)
+        assert [m.content for m in await memory.get_all()] == ["One?", "Yes.", "One?", "Yes."]
+        # What was handed out is known when it comes back, in another process too.
+        history = await MemoryHistoryProvider(memory).get_messages("repeated")
+        await agent.run([*history, Message("user", ["Two?"])], session=session)
+        assert [m.content for m in await memory.get_all()][4:] == ["Two?", "Yes."]
+        await MemoryHistoryProvider(memory).save_messages("repeated", history)
+        assert len(await memory.get_all()) == 6
+
+
+def test_ids_that_a_message_cannot_have() -> None:
+    ids = [from_message(Message("user", ["x"], message_id=given)).id for given in ("a\0b", "a\\0b", "x" * 600, "")]
+    assert ids == [None, "a\\0b", "x" * 512, None]
+
+
 # -- every message that the framework has ----------------------------------------------------------------------
 
 # A property whose value is None is left out by the framework's own `to_dict`.
@@ -255,3 +399,47 @@ def test_round_trip_of_every_message(given: Message) -> None:
     assert again.to_dict() == theirs.to_dict()
     assert again.contents == theirs.contents
     assert (again.role, again.author_name, again.message_id) == (theirs.role, theirs.author_name, theirs.message_id)
+
+
+def read_by_a_model(content: dict[str, Any]) -> int:
+    """What a client may send of a content, counted without our format."""
+    kind = content["type"]
+    if kind == "usage":
+        return 0
+    extras = characters(content.get("additional_properties")) + characters(content.get("annotations"))
+    if kind in ("data", "uri") and isinstance(content.get("uri"), str):
+        return extras + size_of_medium(content.get("media_type"))
+    if kind == "function_result":
+        items = sum(map(read_by_a_model, content.get("items") or ()))
+        return extras + max(items, characters(content.get("result"))) + characters(content.get("call_id"))
+    said = ("text", "protected_data") if kind in ("text", "text_reasoning") else _SAID
+    return extras + sum(characters(content.get(key)) for key in said if kind not in _WITHIN)
+
+
+_SAID = ("text", "call_id", "name", "arguments", "output", "message", "file_id")
+_WITHIN = {"code_interpreter_tool_call", "code_interpreter_tool_result"}
+"""They hold contents of their own."""
+
+
+@given(messages)
+def test_all_that_may_be_sent_is_counted(given: Message) -> None:
+    theirs = given.to_dict()
+    sent = sum(map(read_by_a_model, theirs.get("contents", ()))) + characters(theirs.get("author_name"))
+    assert COUNTER.message(from_message(given)) >= sent
+
+
+def test_media_in_the_results_of_tools() -> None:
+    def result(call_id: str, count: int) -> Content:
+        items = [Content.from_text("see"), *[Content.from_data(bytes([at]), "image/png") for at in range(count)]]
+        return Content.from_function_result(call_id, result=items)
+
+    ours = from_message(Message("tool", [result("c-1", 2), result("c-2", 1)]))
+    assert [block.type for block in ours.blocks] == ["tool_result", "image", "image", "tool_result", "image"]
+    assert TokenCounter().message(ours) > 3 * 1024
+    # A view may leave out one of the results, or shorten it.
+    alone = ours.model_copy(update={"blocks": ours.blocks[1:], "partial": True})
+    assert [content.call_id for content in to_message(alone).contents] == ["c-2"]
+    [shortened] = ours.blocks[3:4]
+    cut = (*ours.blocks[:3], shortened.model_copy(update={"content": "s…"}), *ours.blocks[4:])
+    items = to_message(ours.model_copy(update={"blocks": cut})).contents[1].items
+    assert items is not None and [(item.type, item.text) for item in items] == [("text", "s…"), ("data", None)]

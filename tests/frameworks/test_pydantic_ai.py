@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
 from functools import partial
@@ -34,7 +35,7 @@ from pydantic_ai.messages import (
 from pydantic_ai.models.function import AgentInfo, DeltaToolCall, DeltaToolCalls, FunctionModel
 from pydantic_ai.models.test import TestModel
 from pydantic_ai.usage import RequestUsage, UsageLimits
-from strategies import JSON, MAYBE, NAMES, OBJECTS, TEXTS
+from strategies import COUNTER, JSON, MAYBE, NAMES, OBJECTS, TEXTS, characters, size_of_medium
 
 from memory_engine import Memory
 from memory_engine.blocks import StaticMemoryBlock
@@ -298,6 +299,64 @@ async def test_what_memory_inserts_is_sent_and_never_stored(insert_method: str) 
         assert len(seen) == 2 and all("Answer briefly." in text for text in seen)
 
 
+@pytest.mark.parametrize("insert_method", ["system", "user", "split"])
+@pytest.mark.parametrize("is_answered", [True, False])
+@pytest.mark.parametrize("is_foreign", [True, False])
+async def test_all_messages_of_a_run_are_stored_once(is_foreign: bool, is_answered: bool, insert_method: str) -> None:
+    agent = Agent(TestModel(custom_output_text="Yes."))
+    blocks = [StaticMemoryBlock(name="rules", static_content="Answer briefly.")]
+    async with Memory.from_defaults("all", memory_blocks=blocks, insert_method=insert_method) as memory:
+        await memory.put({"role": "system", "content": "Be kind."})
+        first = await agent.run("One?")
+        await save_messages(memory, first.new_messages())
+        if is_answered:
+            result = await agent.run("Two?", message_history=await load_history(memory))
+        else:
+            asked = {"role": "user", "content": "Two?"}
+            await (memory.put(asked) if is_foreign else save_messages(memory, [ModelRequest([UserPromptPart("Two?")])]))
+            result = await agent.run(message_history=await load_history(memory))
+        for _ in range(2):
+            await save_messages(memory, result.all_messages())
+            await save_messages(memory, result.new_messages())
+        # What was merged with the request before it goes on like that.
+        result = await agent.run("Three?", message_history=result.all_messages())
+        await save_messages(memory, result.all_messages())
+        stored = [(message.role, message.content) for message in await memory.get_all()]
+        talk = [
+            (role, text)
+            for question in ("One?", "Two?", "Three?")
+            for role, text in (("user", question), ("assistant", "Yes."))
+        ]
+        assert stored == [("system", "Be kind."), *talk]
+
+
+async def test_history_given_by_hand_that_began_elsewhere() -> None:
+    sent: list[list[str]] = []
+
+    def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+        sent.append([str(getattr(part, "content", "")) for message in messages for part in message.parts])
+        return ModelResponse(parts=[TextPart("Yes.")])
+
+    agent = Agent(FunctionModel(answer), system_prompt="You are brief.")
+    elsewhere: list[ModelMessage] = [
+        ModelRequest([ai.SystemPromptPart("You are brief."), UserPromptPart("Zero?")]),
+        ModelResponse([TextPart("No.")]),
+    ]
+    unanswered: list[ModelMessage] = [ModelRequest([UserPromptPart("Two?")])]
+    async with Memory.from_defaults("elsewhere") as memory:
+        settings: dict[str, Any] = {"capabilities": [AgentMemory(memory)]}
+        result = await agent.run("One?", message_history=elsewhere, **settings)
+        assert sent[-1] == ["You are brief.", "Zero?", "No.", "One?"]
+        await agent.run(message_history=unanswered, **settings)
+        assert sent[-1][-1] == "Two?"
+        # Taken up once more, with a prompt: nothing is said twice, and nothing is missing.
+        await agent.run("Three?", message_history=[*result.all_messages(), ModelRequest([UserPromptPart("And?")])], **settings)
+        assert sent[-1][-2:] == ["And?", "Three?"]
+        texts = [message.content for message in await memory.get_all()]
+        assert texts == ["Zero?", "No.", "One?", "Yes.", "Two?", "Yes.", "And?", "Three?", "Yes."]
+        assert all(sent)
+
+
 async def test_messages_that_others_stored() -> None:
     image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,++//"}}
     async with Memory.from_defaults("others") as memory:
@@ -474,6 +533,34 @@ def test_round_trip_of_every_message(given: list[ModelMessage]) -> None:
     # Equality leaves out some fields of media.
     assert ai.ModelMessagesTypeAdapter.dump_python(again) == ai.ModelMessagesTypeAdapter.dump_python(theirs)
     assert [message.id for message in from_model_messages(again)] == [message.id for message in ours]
+
+
+def read_by_a_model(part: dict[str, Any]) -> int:
+    """What a model may be sent of a part, counted without our format."""
+    said = ("tool_name", "tool_call_id", "args", "signature", "provider_details", "transcript")
+    kept = sum(characters(part.get(key)) for key in said)
+    content = part.get("content")
+    if part["part_kind"].startswith("builtin-"):
+        return kept + characters(content)  # a provider's own, as it wrote it
+    items = content if isinstance(content, list) and part["part_kind"] == "user-prompt" else [content]
+    return kept + sum(map(size_of, [*items, part.get("audio")]))
+
+
+def size_of(item: Any) -> int:
+    if not isinstance(item, dict):
+        return characters(item)
+    if item.get("kind") in ("image-url", "audio-url", "video-url"):
+        return size_of_medium(item["kind"].removesuffix("-url"))
+    if item.get("kind") in ("binary", "document-url", "uploaded-file"):
+        return size_of_medium(item.get("media_type") if item["kind"] != "document-url" else None)
+    return characters(item.get("content")) if "kind" in item else characters(item)
+
+
+@given(st.lists(requests | responses, max_size=3))
+def test_all_that_may_be_sent_is_counted(given: list[ModelMessage]) -> None:
+    theirs = json.loads(ai.ModelMessagesTypeAdapter.dump_json(given))
+    parts = [part for message in theirs for part in message["parts"]]
+    assert sum(map(COUNTER.message, from_model_messages(given))) >= sum(map(read_by_a_model, parts))
 
 
 def test_every_type_of_part_is_generated() -> None:

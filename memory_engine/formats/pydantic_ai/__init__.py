@@ -7,6 +7,7 @@ a provider's own tools did within a response is counted as reasoning.
 """
 
 from memory_engine.formats.pydantic_ai.reading import from_model_messages
+from memory_engine.formats.pydantic_ai.stored import KnownParts, is_inserted
 from memory_engine.formats.pydantic_ai.writing import MARK, to_model_messages
 
-__all__ = ["MARK", "from_model_messages", "to_model_messages"]
+__all__ = ["MARK", "KnownParts", "from_model_messages", "is_inserted", "to_model_messages"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,6 +13,7 @@ from memory_engine.errors import MissingExtraError
 from memory_engine.formats.kept import digest
 from memory_engine.formats.media import from_url_safe, kind_of, known_mime_type
 from memory_engine.messages import ChatMessage, invalid_message
+from memory_engine.tokens import COUNTED
 
 try:
     from pydantic_ai import messages as ai
@@ -71,6 +72,8 @@ def _read(message: ai.ModelMessage, base: str) -> list[ChatMessage]:
         layout = {"group": base, "at": at, "message": outer, "parts": [[rest, len(blocks)] for blocks, rest in group]}
         fields: _Fields = {"role": role, "id": f"{base}/{at}", "blocks": [block for blocks, _ in group for block in blocks]}
         fields["metadata"] = {"pydantic_ai": layout} | ({"pinned": False} if role == "developer" else {})
+        if counted := [path for at, (_, rest) in enumerate(group) for path in _kept_but_sent(at, rest)]:
+            fields["metadata"][COUNTED] = counted
         if role == "tool":
             fields["tool_call_id"] = group[0][1]["tool_call_id"]
         try:
@@ -78,6 +81,13 @@ def _read(message: ai.ModelMessage, base: str) -> list[ChatMessage]:
         except ValidationError as error:
             raise invalid_message(error) from error
     return found
+
+
+def _kept_but_sent(at: int, rest: _Fields) -> Iterator[list[str | int]]:
+    """The paths to what models send of what is kept of a part: it costs tokens too."""
+    if not rest.get("whole"):
+        keys = ("tool_name", "provider_details") if rest["part_kind"] == "tool-return" else ("provider_details",)
+        yield from (["pydantic_ai", "parts", at, 0, key] for key in keys if rest.get(key))
 
 
 def _role(part: Any) -> str:

@@ -14,7 +14,8 @@ from memory_engine.formats.media import DEFAULT_MIME_TYPES, to_url_safe
 from memory_engine.messages import ChatMessage, ContentBlock, TextBlock, ThinkingBlock, ToolCallBlock, ToolResultBlock
 
 MARK = "memory_engine"
-"""The key in a message's metadata that says that it was made of a message which did not come from pydantic-ai."""
+"""The key in a message's metadata that says that it was made of a message which did not come from pydantic-ai; of a system
+prompt that memory inserted, its `dynamic_ref`."""
 
 _Fields = dict[str, Any]
 
@@ -60,7 +61,7 @@ def _write_parts(message: ChatMessage, names: Mapping[str, str]) -> list[_Fields
         content = parts[0].get("content", [])
         parts[0]["content"] = [*inserted, *([content] if isinstance(content, str) else content)]
     elif inserted:
-        parts += [{"part_kind": "system-prompt", "content": item} for item in inserted]
+        parts += [{"part_kind": "system-prompt", "content": item, "dynamic_ref": MARK} for item in inserted]
     return parts
 
 
@@ -141,7 +142,8 @@ def _write_foreign(message: ChatMessage, names: Mapping[str, str]) -> _Fields:
         content = items[0] if len(items) == 1 and isinstance(items[0], str) else items
         parts = [{"part_kind": "user-prompt", "content": content} | when]
     else:
-        parts = [{"part_kind": "system-prompt", "content": message.content} | when]
+        mark = {"dynamic_ref": MARK} if message.id is None else {}
+        parts = [{"part_kind": "system-prompt", "content": message.content} | mark | when]
     return {"kind": "request", "parts": parts, **marked}
 
 
