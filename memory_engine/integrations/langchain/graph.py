@@ -17,7 +17,7 @@ from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 from memory_engine.engine import MemoryEngine
 from memory_engine.integrations.langchain.missing import needs
 from memory_engine.integrations.langchain.sync import run_sync
-from memory_engine.integrations.langchain.threads import SessionOf, Threads
+from memory_engine.integrations.langchain.sessions import SessionOf, Threads
 from memory_engine.memory import Memory
 
 with needs("langgraph"):
@@ -56,7 +56,7 @@ class GraphMemory:
         """Store what is new of a state's messages; the messages for the model, within the budget."""
         thread = self._threads.of(config)
         await thread.store(messages)
-        return await thread.view()
+        return await thread.view(messages)
 
     async def _abefore(self, state: Any, config: RunnableConfig) -> dict[str, Any]:
         view = await self.messages_for(self._messages(state), config)

@@ -12,7 +12,7 @@ from langchain_core.runnables import RunnableConfig
 from memory_engine.engine import MemoryEngine
 from memory_engine.integrations.langchain.missing import needs
 from memory_engine.integrations.langchain.sync import run_sync
-from memory_engine.integrations.langchain.threads import SessionOf, Threads
+from memory_engine.integrations.langchain.sessions import SessionOf, Threads
 from memory_engine.memory import Memory
 
 with needs("langchain"):
@@ -86,8 +86,9 @@ class MemoryMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
         made = [message for message in request.messages if message.id is None]
         for message in made:
             message.id = str(uuid4())
-        await thread.store([*request.state["messages"], *made])
-        view = await thread.view()
+        said = [*request.state["messages"], *made]
+        await thread.store(said)
+        view = await thread.view(said)
         start = next((at for at, message in enumerate(view) if not isinstance(message, SystemMessage)), len(view))
         system = joined([*([request.system_message] if request.system_message else []), *view[:start]])
         return request.override(messages=list[Any](view[start:]), system_message=system)

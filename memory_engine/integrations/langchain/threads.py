@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
-from langchain_core.runnables import RunnableConfig
 
-from memory_engine.engine import MemoryEngine
-from memory_engine.errors import ConfigurationError, InvalidMessageError, MessageConflictError
+from memory_engine.errors import InvalidMessageError, MessageConflictError
 from memory_engine.integrations.langchain.incoming import mark_of
 from memory_engine.integrations.langchain.messages import from_langchain, message_from_langchain, to_langchain
+from memory_engine.integrations.one_run import context_of_run
 from memory_engine.memory import Memory
+from memory_engine.messages import without_memory
 
 log = logging.getLogger("memory_engine.langchain")
 
-SessionOf = str | Callable[[RunnableConfig], str] | None
-
 _RECENT = 500
 """So many stored messages are read when a process meets a session, to know what of a state is stored."""
-_KEPT = 1_000
+KEPT = 1_000
 """So many threads and, in each, so many times five ids are remembered."""
 
 
@@ -32,6 +29,7 @@ class Thread:
     def __init__(self, memory: Memory) -> None:
         self.memory = memory
         self._known: dict[str, int] | None = None
+        self._begins: dict[str, str] = {}  # of requests in several messages: the id of the first by that of the last
         self._lock = asyncio.Lock()
 
     async def store(self, messages: Sequence[BaseMessage]) -> None:
@@ -61,15 +59,37 @@ class Thread:
                 for message in said[: newest + 1]
                 if not mark_of(message) and known.get(str(message.id), prints[str(message.id)]) != prints[str(message.id)]
             }
+            self._note_request(new)
             await self._write(new, edited)
             known.update({message_id: value for message_id, value in prints.items() if message_id in known})
             known.update({str(message.id): prints[str(message.id)] for message in new})
-            for message_id in list(known)[: -5 * _KEPT]:
+            for message_id in list(known)[: -5 * KEPT]:
                 del known[message_id]
 
-    async def view(self, query: str | None = None) -> list[BaseMessage]:
-        """The messages for a model, within the budget; made for the caller, who may change them."""
-        return to_langchain(await self.memory.get(query))
+    async def view(self, messages: Sequence[BaseMessage]) -> list[BaseMessage]:
+        """The messages for the model of the run with this state, within the budget; made for the caller, who may change them.
+
+        The run's request and what was said since stand last, whatever other runs of the session have said meanwhile.
+        """
+        own = [message for message in map(without_memory, from_langchain(self._own(messages))) if message is not None]
+        return to_langchain(await context_of_run(self.memory, own))
+
+    def _own(self, messages: Sequence[BaseMessage]) -> list[BaseMessage]:
+        """What the run with this state has said: its request, which may be several messages, and the steps after it."""
+        known = self._known or {}
+        said = [message for message in messages if not _is_inserted(message) and message.id in known]
+        request = next((str(message.id) for message in reversed(said) if _is_request(message)), None)
+        first = self._begins.get(request or "", request)
+        start = next((at for at, message in enumerate(said) if message.id == first), len(said))
+        return said[start:]
+
+    def _note_request(self, new: Sequence[BaseMessage]) -> None:
+        at = max((at for at, message in enumerate(new) if _is_request(message)), default=0)
+        start = _request_start(new, at)
+        if start < at:
+            self._begins[str(new[at].id)] = str(new[start].id)
+        for message_id in list(self._begins)[:-KEPT]:
+            del self._begins[message_id]
 
     async def _stored(self) -> dict[str, int]:
         if self._known is None:
@@ -101,45 +121,6 @@ class Thread:
             await self.memory.set([active.get(message.id or "", message) for message in await self.memory.get_all()])
 
 
-class Threads:
-    """The sessions of runs, by their config: `thread_id`, and `user_id` if there is one, under `configurable`."""
-
-    def __init__(
-        self, memory: Memory | MemoryEngine, *, session_id: SessionOf = None, user_id: SessionOf = None, tenant: str = ""
-    ) -> None:
-        if not isinstance(memory, Memory | MemoryEngine):
-            raise ConfigurationError(f"memory is a MemoryEngine or a Memory, not {type(memory).__name__}.")
-        if isinstance(memory, Memory) and (session_id is not None or user_id is not None or tenant):
-            raise ConfigurationError("A Memory is one session already; for several give its MemoryEngine.")
-        self.memory = memory
-        self._session_id, self._user_id, self._tenant = session_id, user_id, tenant
-        self._threads: OrderedDict[tuple[str, str | None], Thread] = OrderedDict()
-
-    def of(self, config: RunnableConfig) -> Thread:
-        """The thread of a run.
-
-        :raises ConfigurationError: the config names no session.
-        """
-        if isinstance(self.memory, Memory):
-            return self._kept(("", None), self.memory)
-        session_id = _named(self._session_id, config, "thread_id")
-        user_id = _named(self._user_id, config, "user_id")
-        if session_id is None:
-            raise ConfigurationError(
-                'The run names no session; call it with config={"configurable": {"thread_id": ...}}, or give session_id=.'
-            )
-        key = (session_id, user_id)
-        known = self._threads.get(key)
-        return self._kept(key, known.memory if known else self.memory.session(session_id, user_id=user_id, tenant=self._tenant))
-
-    def _kept(self, key: tuple[str, str | None], memory: Memory) -> Thread:
-        thread = self._threads.setdefault(key, Thread(memory))
-        self._threads.move_to_end(key)
-        if len(self._threads) > _KEPT:
-            self._threads.popitem(last=False)
-        return thread
-
-
 def fingerprint(message: BaseMessage) -> int:
     """A number that changes with what a message says. It is this process's own."""
     content = message.content if isinstance(message.content, str) else repr(message.content)
@@ -148,15 +129,17 @@ def fingerprint(message: BaseMessage) -> int:
     return hash((message.type, content, calls, status))
 
 
+def _is_request(message: BaseMessage) -> bool:
+    return message.type == "human" or (message.type == "chat" and message_from_langchain(message).role == "user")
+
+
+def _request_start(messages: Sequence[BaseMessage], at: int) -> int:
+    """Where the request begins whose last message is at this place."""
+    while at > 0 and (_is_request(messages[at - 1]) or messages[at - 1].type == "system"):
+        at -= 1
+    return at
+
+
 def _is_inserted(message: BaseMessage) -> bool:
     mark = mark_of(message)
     return bool(mark.get("whole") or mark.get("part_of")) or message.type == "remove"
-
-
-def _named(given: SessionOf, config: RunnableConfig, key: str) -> str | None:
-    if callable(given):
-        return given(config)
-    if given is not None:
-        return given
-    value = (config.get("configurable") or {}).get(key)
-    return None if value is None else str(value)
