@@ -10,11 +10,17 @@ from typing import Any
 
 import langchain_agents
 import pytest
-from langchain_agents import AGENTS, CONFIG, ScriptedModel
-from langchain_core.messages import HumanMessage
+from langchain.agents import create_agent
+from langchain_agents import AGENTS, CONFIG, ScriptedModel, SplitState
+from langchain_core.messages import AIMessage, HumanMessage
+from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import tool
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.graph import END, START, MessagesState, StateGraph
 from scenario import FILLER, Call, Reply, engine_at, problems_of
 
+from memory_engine import MemoryEngine
+from memory_engine.integrations.langchain import GraphMemory, MemoryMiddleware, from_langchain
 from memory_engine.messages import ChatMessage
 
 pytestmark = pytest.mark.filterwarnings("ignore:create_react_agent has been moved")
@@ -87,3 +93,147 @@ async def test_each_of_several_runs_reads_its_own_request_last(
             call for calls in taken.values() for call in calls
         )
         assert len({message.id for message in stored}) == len(stored) == runs * (2 * steps + 2) + 2 * steps
+
+
+# -- agents inside of agents -------------------------------------------------------------------------------------
+
+
+def agent_of(engine: MemoryEngine, reply_to: Any, tools: Sequence[Any] = (), **settings: Any) -> Any:
+    middleware = [MemoryMiddleware(engine, **settings.pop("memory", {}))]
+    return create_agent(ScriptedModel(reply_to=reply_to), list(tools), middleware=middleware, **settings)
+
+
+def asks(helper: str, sent: Sequence[ChatMessage]) -> Reply:
+    """Hands every question to a helper, and its answer on."""
+    start = max(at for at, message in enumerate(sent) if message.role == "user")
+    if sent[-1].role == "tool":
+        return Reply(f"They say: {sent[-1].content}")
+    return Reply(calls=(Call(f"call-{len(sent)}", helper, {"question": sent[start].content}),))
+
+
+def counts(sent: Sequence[ChatMessage]) -> Reply:
+    """Says how often it was asked, as far as it is shown."""
+    return Reply(f"You asked me {sum(message.role == 'user' for message in sent)} times.")
+
+
+async def texts(engine: MemoryEngine, session_id: str, role: str) -> list[str]:
+    return [message.content for message in await engine.session(session_id).get_all() if message.role == role]
+
+
+@pytest.mark.parametrize("checkpointer", [False, True])
+async def test_an_agent_that_a_tool_calls_has_a_session_of_its_own(checkpointer: bool, uri: str) -> None:
+    saver = InMemorySaver() if checkpointer else None
+    for start in (0, 2):  # the second time in what might be another process
+        async with engine_at(uri) as engine:
+            helper = agent_of(engine, counts, name="helper")
+
+            @tool
+            async def ask_helper(question: str) -> str:
+                """Ask the helper."""
+                result = await helper.ainvoke(say(f"Dear helper: {question}"))  # noqa: B023
+                return str(result["messages"][-1].content)
+
+            boss = agent_of(engine, lambda sent: asks("ask_helper", sent), [ask_helper], name="boss", checkpointer=saver)
+            for turn in range(start, start + 2):
+                config: RunnableConfig = {**CONFIG, "recursion_limit": 20}
+                result = await boss.ainvoke(say(f"{turn}?"), config)
+                assert result["messages"][-1].content == f"They say: You asked me {turn + 1} times."
+    async with engine_at(uri) as engine:
+        memory = engine.session("trip")
+        assert [message.role for message in await memory.get_all()] == ["user", "assistant", "tool", "assistant"] * 4
+        assert await texts(engine, "trip", "user") == ["0?", "1?", "2?", "3?"]
+        assert problems_of(await memory.get(), 1_200) == []
+        assert await texts(engine, "trip|tools|helper", "user") == [f"Dear helper: {turn}?" for turn in range(4)]
+        assert len(await engine.session("trip|tools|helper").get_all()) == 8
+
+
+async def test_a_session_that_is_given_to_an_inner_agent_is_its_session(uri: str) -> None:
+    async with engine_at(uri) as engine:
+        by_thread = agent_of(engine, counts, name="one")
+        by_name = agent_of(engine, counts, memory={"session_id": "desk"})
+        config: RunnableConfig = {"configurable": {"thread_id": "room"}}
+
+        @tool
+        async def ask_all(question: str) -> str:
+            """Ask them all."""
+            for given in (None, config):
+                await by_thread.ainvoke(say(question), given)
+            return str((await by_name.ainvoke(say(question)))["messages"][-1].content)
+
+        boss = agent_of(engine, lambda sent: asks("ask_all", sent), [ask_all])
+        await boss.ainvoke(say("How?"), CONFIG)
+        names = [session.session_id for session in await engine.list_sessions()]
+        assert names == ["desk", "room", "trip", "trip|tools|one"]
+        assert [len(await engine.session(name).get_all()) for name in names] == [2, 2, 4, 2]
+
+
+async def test_a_thread_with_a_long_id_has_room_for_an_inner_agent(uri: str) -> None:
+    async with engine_at(uri) as engine:
+        helper = agent_of(engine, counts, name="helper")
+
+        @tool
+        async def ask_helper(question: str) -> str:
+            """Ask the helper."""
+            return str((await helper.ainvoke(say(question)))["messages"][-1].content)
+
+        boss = agent_of(engine, lambda sent: asks("ask_helper", sent), [ask_helper])
+        for turn in range(2):
+            result = await boss.ainvoke(say("How?"), {"configurable": {"thread_id": "x" * 512}})
+            assert result["messages"][-1].content == f"They say: You asked me {turn + 1} times."
+
+
+@pytest.mark.parametrize("checkpointer", [False, True])
+@pytest.mark.parametrize("called", [False, True])
+async def test_an_agent_that_is_a_node_has_the_session_of_the_thread(called: bool, checkpointer: bool, uri: str) -> None:
+    """Two agents of one graph go on with one conversation; a graph above knows nothing of memory."""
+    saver = InMemorySaver() if checkpointer else None
+    async with engine_at(uri) as engine:
+        first, second = (agent_of(engine, counts, name=name) for name in ("first", "second"))
+
+        async def call_first(state: MessagesState) -> Any:
+            return await first.ainvoke({"messages": state["messages"]})
+
+        builder = StateGraph(MessagesState)
+        builder.add_node("greeter", call_first if called else first)
+        builder.add_node("closer", second)
+        builder.add_edge(START, "greeter")
+        builder.add_edge("greeter", "closer")
+        builder.add_edge("closer", END)
+        graph = builder.compile(checkpointer=saver)
+        for turn in range(2):
+            await graph.ainvoke(say(f"{turn}?"), CONFIG)
+        assert [session.session_id for session in await engine.list_sessions()] == ["trip"]
+        stored = await engine.session("trip").get_all()
+        answers = [f"You asked me {turn} times." for turn in (1, 1, 2, 2)]
+        assert [message.content for message in stored] == ["0?", *answers[:2], "1?", *answers[2:]]
+
+
+async def test_a_graph_that_a_tool_calls_has_one_session_for_its_nodes(uri: str, caplog: pytest.LogCaptureFixture) -> None:
+    async with engine_at(uri) as engine:
+        remember = GraphMemory(engine)
+
+        async def answer(state: SplitState) -> dict[str, Any]:
+            shown = from_langchain(state["llm_input_messages"])
+            return {"messages": [AIMessage(counts(shown).text)]}
+
+        builder = StateGraph(SplitState)
+        for name, node in (("memory", remember.before_model), ("answer", answer), ("record", remember.after_model)):
+            builder.add_node(name, node)
+        builder.add_edge(START, "memory")
+        builder.add_edge("memory", "answer")
+        builder.add_edge("answer", "record")
+        builder.add_edge("record", END)
+        inner = builder.compile()
+
+        @tool
+        async def ask_graph(question: str) -> str:
+            """Ask the graph."""
+            return str((await inner.ainvoke(say(question)))["messages"][-1].content)
+
+        boss = agent_of(engine, lambda sent: asks("ask_graph", sent), [ask_graph])
+        for turn in range(2):
+            result = await boss.ainvoke(say(f"{turn}?"), CONFIG)
+            assert result["messages"][-1].content == f"They say: You asked me {turn + 1} times."
+        assert "all agents without a name" in caplog.text
+        assert len(await engine.session("trip|tools").get_all()) == 4
+        assert len(await engine.session("trip").get_all()) == 8

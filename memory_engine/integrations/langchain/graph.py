@@ -16,8 +16,8 @@ from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 
 from memory_engine.engine import MemoryEngine
 from memory_engine.integrations.langchain.missing import needs
-from memory_engine.integrations.langchain.sync import run_sync
 from memory_engine.integrations.langchain.sessions import SessionOf, Threads
+from memory_engine.integrations.langchain.sync import run_sync
 from memory_engine.memory import Memory
 
 with needs("langgraph"):

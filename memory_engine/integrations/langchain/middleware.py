@@ -11,8 +11,8 @@ from langchain_core.runnables import RunnableConfig
 
 from memory_engine.engine import MemoryEngine
 from memory_engine.integrations.langchain.missing import needs
-from memory_engine.integrations.langchain.sync import run_sync
 from memory_engine.integrations.langchain.sessions import SessionOf, Threads
+from memory_engine.integrations.langchain.sync import run_sync
 from memory_engine.memory import Memory
 
 with needs("langchain"):
@@ -39,6 +39,9 @@ class MemoryMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
       removed from the state stays in memory (`memory.delete([...])` forgets it).
     - Leading system messages of the context are joined to the agent's system prompt, as one message; keep room for the
       prompt and the tools with `reserved_tokens`.
+    - An agent that a tool of another agent calls does not write into the other's session: it has one of its own for each thread,
+      `{thread_id}|tools|{name of the agent}` (so give such agents names), or the one that `session_id` names. Agents that are
+      nodes of a graph share the session of its thread, as they share its state.
     - The answer is stored when it is in the state, after the model's other middleware. A failed run leaves what was said until
       then; resume it from its checkpoint, or give the same messages (with their ids) again.
 
