@@ -39,7 +39,7 @@ class MemoryMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
       removed from the state stays in memory (`memory.delete([...])` forgets it).
     - Leading system messages of the context are joined to the agent's system prompt, as one message; keep room for the
       prompt and the tools with `reserved_tokens`.
-    - An agent that a tool of another agent calls does not write into the other's session: it has one of its own for each thread,
+    - An agent that a tool of another agent calls has a session of its own in each thread,
       `{thread_id}|tools|{name of the agent}` (so give such agents names), or the one that `session_id` names. Agents that are
       nodes of a graph share the session of its thread, as they share its state.
     - The answer is stored when it is in the state, after the model's other middleware. A failed run leaves what was said until
