@@ -135,7 +135,7 @@ async def test_an_agent_that_a_tool_calls_has_a_session_of_its_own(checkpointer:
 
             boss = agent_of(engine, lambda sent: asks("ask_helper", sent), [ask_helper], name="boss", checkpointer=saver)
             for turn in range(start, start + 2):
-                config: RunnableConfig = {**CONFIG, "recursion_limit": 20}
+                config: RunnableConfig = {"configurable": {"thread_id": "trip"}, "recursion_limit": 20}
                 result = await boss.ainvoke(say(f"{turn}?"), config)
                 assert result["messages"][-1].content == f"They say: You asked me {turn + 1} times."
     async with engine_at(uri) as engine:
@@ -199,7 +199,7 @@ async def test_an_agent_that_is_a_node_has_the_session_of_the_thread(called: boo
         builder.add_edge(START, "greeter")
         builder.add_edge("greeter", "closer")
         builder.add_edge("closer", END)
-        graph = builder.compile(checkpointer=saver)
+        graph: Any = builder.compile(checkpointer=saver)
         for turn in range(2):
             await graph.ainvoke(say(f"{turn}?"), CONFIG)
         assert [session.session_id for session in await engine.list_sessions()] == ["trip"]
@@ -237,3 +237,91 @@ async def test_a_graph_that_a_tool_calls_has_one_session_for_its_nodes(uri: str,
         assert "all agents without a name" in caplog.text
         assert len(await engine.session("trip|tools").get_all()) == 4
         assert len(await engine.session("trip").get_all()) == 8
+
+
+# -- what was erased ---------------------------------------------------------------------------------------------
+
+
+def answers(sent: Sequence[ChatMessage]) -> Reply:
+    """Answers what is asked; a question with "town" by way of a tool, once."""
+    place = max(place for place, message in enumerate(sent) if message.role == "user")
+    question = sent[place].content
+    if "town" in question and sent[-1].role == "user":
+        return Reply(calls=(Call(f"call-{question}", "weather", {"town": question}),))
+    return Reply(f"Answer to {question}")
+
+
+async def said(engine: MemoryEngine) -> list[str]:
+    return [message.content for message in await engine.session("trip").get_all()]
+
+
+@pytest.mark.parametrize("restart", [False, True])
+@pytest.mark.parametrize("kind", AGENTS)
+async def test_what_was_erased_does_not_come_back_from_the_state(kind: str, restart: bool, uri: str) -> None:
+    """The checkpoint still has it, whether the process that erased it goes on or another one does."""
+    saver = InMemorySaver()
+    async with engine_at(uri) as engine, engine_at(uri) as other:
+        model = ScriptedModel(reply_to=answers)
+        agent = AGENTS[kind](model, engine, checkpointer=saver)
+        for text in ("My number is 1234, town.", "Is 1234 even?"):
+            await agent.ainvoke(say(text), CONFIG)
+        await engine.session("trip").reset()
+        if restart:
+            agent = AGENTS[kind](model, other, checkpointer=saver)
+        await agent.ainvoke(say("one"), CONFIG)
+        assert await said(engine) == ["one", "Answer to one"]
+        assert "1234" not in str(model.prompts[-1])
+        # The newest turn alone, with the question that came before it staying.
+        await agent.ainvoke(say("two town", id="u2"), CONFIG)
+        await engine.session("trip").rewind("u2")
+        if restart:
+            agent = AGENTS[kind](model, other, checkpointer=saver)
+        for text in ("three town", "four"):
+            await agent.ainvoke(say(text), CONFIG)
+        later = ["three town", "", "Sunny in three town.", "Answer to three town", "four", "Answer to four"]
+        assert await said(engine) == ["one", "Answer to one", *later]
+        assert "two town" not in str(model.prompts[-1])
+
+
+async def test_an_answer_that_was_erased_does_not_come_back(uri: str) -> None:
+    saver = InMemorySaver()
+    async with engine_at(uri) as engine:
+        agent = AGENTS["middleware"](ScriptedModel(reply_to=answers), engine, checkpointer=saver)
+        await agent.ainvoke(say("one"), CONFIG)
+        await engine.session("trip").pop()
+        agent = AGENTS["middleware"](ScriptedModel(reply_to=answers), engine, checkpointer=saver)
+        await agent.ainvoke(say("two"), CONFIG)
+        assert await said(engine) == ["one", "two", "Answer to two"]
+
+
+async def test_a_session_in_which_something_was_erased_keeps_what_is_said_later(uri: str) -> None:
+    """Also where nobody but the next `before_model` stores an answer, and a request in several messages."""
+    saver = InMemorySaver()
+    async with engine_at(uri) as engine:
+        remember = GraphMemory(engine)
+
+        async def answer(state: SplitState) -> dict[str, Any]:
+            return {"messages": [AIMessage(answers(from_langchain(state["llm_input_messages"])).text)]}
+
+        builder = StateGraph(SplitState)
+        builder.add_node("memory", remember.before_model)
+        builder.add_node("answer", answer)
+        builder.add_edge(START, "memory")
+        builder.add_edge("memory", "answer")
+        builder.add_edge("answer", END)
+        graph: Any = builder.compile(checkpointer=saver)
+        await graph.ainvoke(say("zero"), CONFIG)
+        await engine.session("trip").reset()
+        for text in ("one", "two", "three"):
+            await graph.ainvoke({"messages": [HumanMessage(f"About {text}:"), HumanMessage(text)]}, CONFIG)
+        about = [[f"About {text}:", text, f"Answer to {text}"] for text in ("one", "two", "three")]
+        assert await said(engine) == [*about[0], *about[1], *about[2][:2]]
+
+
+async def test_a_request_that_was_erased_may_be_asked_again(uri: str) -> None:
+    async with engine_at(uri) as engine:
+        agent = AGENTS["middleware"](ScriptedModel(reply_to=answers), engine)
+        for _ in range(3):
+            await agent.ainvoke(say("one", id="u1"), CONFIG)
+            assert await said(engine) == ["one", "Answer to one"]
+            await engine.session("trip").reset()

@@ -31,7 +31,7 @@ class GraphMemory:
       `output_key`. With `output_key="messages"` they take the place of the state's own, which keeps checkpoints small:
       what is left out is in memory.
     - `after_model`: a node that stores what is new, the answer, and changes nothing. Without it an answer is stored by the
-      next `before_model` that sees it.
+      next `before_model` that sees it, unless something was erased from the session meanwhile.
     - `messages_for(messages, config)`: both in one call, inside a node of yours.
 
     Sessions are named as for `MemoryMiddleware`. The state's messages need ids: use the reducer `add_messages`.

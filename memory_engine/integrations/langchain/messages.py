@@ -2,8 +2,8 @@
 
 What a `ChatMessage` has no field for is kept in `metadata["langchain"]`; texts, media, reasoning and calls always come from
 the blocks, so a message that memory shortened goes out shortened. Calls with broken arguments (`invalid_tool_calls`) and the
-old `function_call` are calls here too, with the text that the model wrote. What of that metadata a model reads again (additional
-keywords, a part's title, context or citations) is counted: `metadata["counted"]` names it.
+old `function_call` are calls here too, with the text that the model wrote. What of that metadata a model reads again is
+counted (additional keywords, a part's title, context or citations): `metadata["counted"]` names it.
 
 On the way out, what memory inserted is noted in `response_metadata["memory_engine"]`, which no provider is sent, so that the
 way in recognises it: memory never remembers itself. Values that JSON does not have (an artifact that is a data frame) are

@@ -36,7 +36,8 @@ class MemoryMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
     - The state is not changed, so checkpointers, interrupts and other middleware work as ever. With a checkpointer the state
       holds the whole thread; without one memory is what remembers: give each run the new messages alone.
     - Messages are told apart by their ids. What is edited in the state is replaced in memory while it is in the FIFO; what is
-      removed from the state stays in memory (`memory.delete([...])` forgets it).
+      removed from the state stays in memory (`memory.delete([...])` forgets it). What was erased from memory does not come back
+      from the state.
     - Leading system messages of the context are joined to the agent's system prompt, as one message; keep room for the
       prompt and the tools with `reserved_tokens`.
     - An agent that a tool of another agent calls has a session of its own in each thread,

@@ -29,15 +29,16 @@ class Thread:
     def __init__(self, memory: Memory) -> None:
         self.memory = memory
         self._known: dict[str, int] | None = None
+        self._epoch = 0
         self._begins: dict[str, str] = {}  # of requests in several messages: the id of the first by that of the last
         self._lock = asyncio.Lock()
 
     async def store(self, messages: Sequence[BaseMessage]) -> None:
         """Store what a state has that memory has not.
 
-        New is what stands behind the newest message that is stored: so what was erased from memory does not come back from
-        a state that has later messages (the newest ones are to be removed from the state, too). What was edited in the state
-        under its own id is replaced, unless it has left the FIFO.
+        New is what stands behind the newest message that is stored, and what the run says. What stands between the two is new
+        unless something was erased from the session since it was looked at here: then it may be what was erased, and that does
+        not come back. What was edited in the state under its own id is replaced, unless it has left the FIFO.
 
         :raises InvalidMessageError: a message has no id, or cannot be kept.
         """
@@ -52,13 +53,12 @@ class Thread:
                     )
             prints = {str(message.id): fingerprint(message) for message in said}
             newest = max((at for at, message in enumerate(said) if message.id in known), default=-1)
-            # What has a mark came from memory, as a copy; when it is not known any more, it was erased.
-            new = [message for message in said[newest + 1 :] if not mark_of(message)]
             edited = {
                 str(message.id): message
                 for message in said[: newest + 1]
                 if not mark_of(message) and known.get(str(message.id), prints[str(message.id)]) != prints[str(message.id)]
             }
+            new = await self._new(said, newest)
             self._note_request(new)
             await self._write(new, edited)
             known.update({message_id: value for message_id, value in prints.items() if message_id in known})
@@ -82,6 +82,24 @@ class Thread:
         first = self._begins.get(request or "", request)
         start = next((at for at, message in enumerate(said) if message.id == first), len(said))
         return said[start:]
+
+    async def _new(self, said: Sequence[BaseMessage], newest: int) -> list[BaseMessage]:
+        """What is to be stored of what was said, whose newest message that is known here stands at that place."""
+        request = max((at for at, message in enumerate(said) if _is_request(message)), default=len(said))
+        start = newest + 1
+        if start < _request_start(said, request) and await self._was_erased():
+            start = max(start, _request_start(said, request))
+        elif newest == request == len(said) - 1 and await self._was_erased():
+            # A run begins with a request that is known. One that was erased is asked again.
+            stored = {message.id for message in await self.memory.get_all()}
+            start = newest if said[newest].id not in stored else start
+        # What has a mark came from memory, as a copy; when it is not known any more, it was erased.
+        return [message for message in said[start:] if not mark_of(message)]
+
+    async def _was_erased(self) -> bool:
+        """Whether something was erased that may still be in a state: since this was asked last, at first ever."""
+        before, self._epoch = self._epoch, await self.memory.epoch()
+        return self._epoch != before
 
     def _note_request(self, new: Sequence[BaseMessage]) -> None:
         at = max((at for at, message in enumerate(new) if _is_request(message)), default=0)
