@@ -12,15 +12,17 @@ import langchain_agents
 import pytest
 from langchain.agents import create_agent
 from langchain_agents import AGENTS, CONFIG, ScriptedModel, SplitState
+from langchain_core.language_models.fake_chat_models import FakeMessagesListChatModel
 from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables.history import RunnableWithMessageHistory
 from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, MessagesState, StateGraph
 from scenario import FILLER, Call, Reply, engine_at, problems_of
 
 from memory_engine import MemoryEngine
-from memory_engine.integrations.langchain import GraphMemory, MemoryMiddleware, from_langchain
+from memory_engine.integrations.langchain import GraphMemory, MemoryChatMessageHistory, MemoryMiddleware, from_langchain
 from memory_engine.messages import ChatMessage
 
 pytestmark = pytest.mark.filterwarnings("ignore:create_react_agent has been moved")
@@ -325,3 +327,56 @@ async def test_a_request_that_was_erased_may_be_asked_again(uri: str) -> None:
             await agent.ainvoke(say("one", id="u1"), CONFIG)
             assert await said(engine) == ["one", "Answer to one"]
             await engine.session("trip").reset()
+
+
+# -- ids that are given again ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("checkpointer", [False, True])
+@pytest.mark.parametrize("kind", AGENTS)
+async def test_a_model_that_gives_one_id_again(
+    kind: str, checkpointer: bool, uri: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each turn has its answer, unless LangGraph itself has put it in the place of the older one."""
+    same = AIMessage("Yes.", id="always")
+    saver = InMemorySaver() if checkpointer else None
+    async with engine_at(uri) as engine:
+        agent = AGENTS[kind](ScriptedModel(reply_to=lambda sent: same), engine, checkpointer=saver)
+        for text in ("one", "two", "three"):
+            result = await agent.ainvoke(say(text), CONFIG)
+        lost = kind == "nodes" or (kind == "hooks" and checkpointer)
+        assert await said(engine) == (
+            ["one", "Yes.", "two", "three"] if lost else ["one", "Yes.", "two", "Yes.", "three", "Yes."]
+        )
+        assert same.id == "always" and ("id" in caplog.text) == (lost or kind == "middleware")
+        # Giving the run's messages again is no new turn.
+        before = len(await said(engine))
+        if not checkpointer and kind == "middleware":
+            remember = GraphMemory(engine)
+            for _ in range(2):
+                await remember.messages_for(result["messages"], CONFIG)
+            assert len(await said(engine)) == before
+
+
+@pytest.mark.filterwarnings("ignore:RunnableWithMessageHistory is deprecated")
+@pytest.mark.parametrize("given", ["text", "list"])
+async def test_a_history_of_a_model_that_gives_one_id_again(given: str, uri: str, caplog: pytest.LogCaptureFixture) -> None:
+    same = AIMessage("Yes.")  # the first call gives it an id, for good
+    async with engine_at(uri, token_limit=300, reserved_tokens=50) as engine:
+        model = FakeMessagesListChatModel(responses=[same])
+        chain = RunnableWithMessageHistory(model, lambda session_id: MemoryChatMessageHistory(engine.session(session_id)))
+        texts = [f"{turn} {FILLER}" for turn in range(6)]
+        for text in texts:
+            asked = text if given == "text" else [HumanMessage(text)]
+            await chain.ainvoke(asked, {"configurable": {"session_id": "trip"}})
+        assert await said(engine) == [content for text in texts for content in (text, "Yes.")]
+        assert await engine.session("trip").get_all(archived=True)
+        # Both with ids: a repetition, or the same again; it is said that nothing is stored.
+        history = MemoryChatMessageHistory(engine.session("trip"))
+        turn = [HumanMessage("And?", id="q"), AIMessage("So.", id="a")]
+        for _ in range(2):
+            await history.aadd_messages(turn)
+        assert "taken to be repeated" not in caplog.text
+        await history.aadd_messages([HumanMessage("What?", id="r"), AIMessage("So.", id="a")])
+        assert "the answer 'a' was stored before" in caplog.text
+        assert (await said(engine))[-3:] == ["And?", "So.", "What?"]

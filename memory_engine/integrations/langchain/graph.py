@@ -8,6 +8,7 @@ create_react_agent(model, tools, pre_model_hook=remember.before_model, post_mode
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,9 @@ from memory_engine.memory import Memory
 
 with needs("langgraph"):
     from langgraph.graph.message import REMOVE_ALL_MESSAGES
+
+
+log = logging.getLogger("memory_engine.langchain")
 
 
 class GraphMemory:
@@ -65,7 +69,14 @@ class GraphMemory:
         return {self._output_key: view}
 
     async def _aafter(self, state: Any, config: RunnableConfig) -> None:
-        await self._threads.of(config).store(self._messages(state))
+        messages = self._messages(state)
+        if messages and messages[-1].type == "human" and any(message.type == "ai" for message in messages):
+            log.warning(
+                "the state ends with the request %r: the model gave the id of an older message again, and LangGraph has put "
+                "its answer there; give answers ids of their own",
+                messages[-1].id,
+            )
+        await self._threads.of(config).store(messages)
 
     def _before(self, state: Any, config: RunnableConfig) -> dict[str, Any]:
         return run_sync(self._threads.memory, lambda: self._abefore(state, config))

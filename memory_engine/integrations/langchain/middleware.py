@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
@@ -21,6 +23,8 @@ with needs("langchain"):
 with needs("langgraph"):
     from langgraph.config import get_config
     from langgraph.runtime import Runtime
+
+log = logging.getLogger("memory_engine.langchain")
 
 Request = ModelRequest[Any]
 Response = ModelResponse[Any]
@@ -57,7 +61,8 @@ class MemoryMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
 
     async def awrap_model_call(self, request: Request, handler: Callable[[Request], Awaitable[Response]]) -> Response:
         """Store what is new, then call the model with what memory returns."""
-        return await handler(await self._with_memory(request, get_config()))
+        config = get_config()
+        return self._with_own_ids(await handler(await self._with_memory(request, config)), request, config)
 
     async def aafter_model(self, state: AgentState[Any], runtime: Runtime[Any]) -> None:
         """Store the model's answer, as it is after the other middleware."""
@@ -70,7 +75,8 @@ class MemoryMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
     def wrap_model_call(self, request: Request, handler: Callable[[Request], Response]) -> Response:
         """The same for `invoke`."""
         config = get_config()
-        return handler(run_sync(self._threads.memory, lambda: self._with_memory(request, config)))
+        response = handler(run_sync(self._threads.memory, lambda: self._with_memory(request, config)))
+        return self._with_own_ids(response, request, config)
 
     def after_model(self, state: AgentState[Any], runtime: Runtime[Any]) -> None:
         """The same for `invoke`."""
@@ -83,6 +89,19 @@ class MemoryMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
 
     async def _store(self, state: AgentState[Any], config: RunnableConfig) -> None:
         await self._threads.of(config).store(state["messages"])
+
+    def _with_own_ids(self, response: Response, request: Request, config: RunnableConfig) -> Response:
+        """The response; a message in it that has the id of an older one gets another. Else LangGraph would replace that one."""
+        thread = self._threads.of(config)
+        older = {message.id for message in request.state["messages"] if message.id is not None}
+        if not any(message.id in older or thread.knows(message) for message in response.result):
+            return response
+        result = list(response.result)
+        for at, message in enumerate(result):
+            if message.id in older or thread.knows(message):
+                log.warning("the model gave the id %r again; its new message gets another", message.id)
+                result[at] = message.model_copy(update={"id": str(uuid4())})
+        return replace(response, result=result)
 
     async def _with_memory(self, request: Request, config: RunnableConfig) -> Request:
         thread = self._threads.of(config)

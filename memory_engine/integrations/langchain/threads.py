@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
 
 from memory_engine.errors import InvalidMessageError, MessageConflictError
+from memory_engine.integrations.langchain.calls import known_id
 from memory_engine.integrations.langchain.incoming import mark_of
 from memory_engine.integrations.langchain.messages import from_langchain, message_from_langchain, to_langchain
 from memory_engine.integrations.one_run import context_of_run
@@ -44,13 +46,7 @@ class Thread:
         """
         async with self._lock:
             known = await self._stored()
-            said = [message for message in messages if not _is_inserted(message)]
-            for message in said:
-                if message.id is None:
-                    raise InvalidMessageError(
-                        "A message of the graph's state has no id, so nobody can tell whether it is new; declare the key as "
-                        "Annotated[list[AnyMessage], add_messages], which gives ids."
-                    )
+            said = self._said(messages)
             prints = {str(message.id): fingerprint(message) for message in said}
             newest = max((at for at, message in enumerate(said) if message.id in known), default=-1)
             edited = {
@@ -77,15 +73,39 @@ class Thread:
     def _own(self, messages: Sequence[BaseMessage]) -> list[BaseMessage]:
         """What the run with this state has said: its request, which may be several messages, and the steps after it."""
         known = self._known or {}
-        said = [message for message in messages if not _is_inserted(message) and message.id in known]
+        said = [message for message in self._said(messages) if message.id in known]
         request = next((str(message.id) for message in reversed(said) if _is_request(message)), None)
         first = self._begins.get(request or "", request)
         start = next((at for at, message in enumerate(said) if message.id == first), len(said))
         return said[start:]
 
+    def _said(self, messages: Sequence[BaseMessage]) -> list[BaseMessage]:
+        """What was said, each message under an id of its own.
+
+        Some models give the id of an older message again. An answer right behind a request that was stored later than a message
+        of the answer's id is another message; it is known by both ids, so each time by the same.
+        """
+        said = [message for message in messages if not _is_inserted(message)]
+        if any(message.id is None for message in said):
+            raise InvalidMessageError(
+                "A message of the graph's state has no id, so nobody can tell whether it is new; declare the key as "
+                "Annotated[list[AnyMessage], add_messages], which gives ids."
+            )
+        places = {message_id: place for place, message_id in enumerate(self._known or ())}
+        for at, (before, message) in enumerate(pairwise(said), start=1):
+            if message.type == "ai" and not mark_of(message) and _is_request(before):
+                place = places.get(str(message.id))
+                if place is not None and place < places.get(str(before.id), -1):
+                    said[at] = message.model_copy(update={"id": known_id(f"{message.id}:{before.id}")})
+        return said
+
+    def knows(self, message: BaseMessage) -> bool:
+        """Whether a message of that id is stored, as far as it was looked at here."""
+        return message.id in (self._known or ())
+
     async def _new(self, said: Sequence[BaseMessage], newest: int) -> list[BaseMessage]:
         """What is to be stored of what was said, whose newest message that is known here stands at that place."""
-        request = max((at for at, message in enumerate(said) if _is_request(message)), default=len(said))
+        request = max((at for at, message in enumerate(said) if _is_request(message)), default=newest + 1)
         start = newest + 1
         if start < _request_start(said, request) and await self._was_erased():
             start = max(start, _request_start(said, request))
