@@ -12,7 +12,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from langchain_core.messages import BaseMessage, RemoveMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, RemoveMessage
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 
 from memory_engine.engine import MemoryEngine
@@ -70,7 +70,7 @@ class GraphMemory:
 
     async def _aafter(self, state: Any, config: RunnableConfig) -> None:
         messages = self._messages(state)
-        if messages and messages[-1].type == "human" and any(message.type == "ai" for message in messages):
+        if messages and isinstance(messages[-1], HumanMessage) and any(isinstance(m, AIMessage) for m in messages):
             log.warning(
                 "the state ends with the request %r: the model gave the id of an older message again, and LangGraph has put "
                 "its answer there; give answers ids of their own",

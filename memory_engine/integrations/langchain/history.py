@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from types import FrameType
 
 from langchain_core.chat_history import BaseChatMessageHistory
-from langchain_core.messages import BaseMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 
 from memory_engine.errors import MessageConflictError
 from memory_engine.integrations.langchain.incoming import mark_of
@@ -58,8 +58,9 @@ class MemoryChatMessageHistory(BaseChatMessageHistory):
         :raises MessageConflictError: another message is stored under the id of one of them; none of these was stored.
         """
         new = [message for message in messages if message.id not in self._handed_out and not mark_of(message)]
-        if len(messages) > 1 and messages[-1].type == "ai" and new and new[-1] is messages[-2] and new[-1].type == "human":
-            new.append(messages[-1].model_copy(update={"id": None}))
+        *_, question, answer = (None, None, *messages)
+        if isinstance(answer, AIMessage) and isinstance(question, HumanMessage) and new and new[-1] is question:
+            new.append(answer.model_copy(update={"id": None}))
         given = from_langchain(new)
         try:
             stored = await self.memory.put_messages(given)

@@ -93,7 +93,7 @@ class Thread:
             )
         places = {message_id: place for place, message_id in enumerate(self._known or ())}
         for at, (before, message) in enumerate(pairwise(said), start=1):
-            if message.type == "ai" and not mark_of(message) and _is_request(before):
+            if isinstance(message, AIMessage) and not mark_of(message) and _is_request(before):
                 place = places.get(str(message.id))
                 if place is not None and place < places.get(str(before.id), -1):
                     said[at] = message.model_copy(update={"id": known_id(f"{message.id}:{before.id}")})
