@@ -209,6 +209,14 @@ class Memory:
         await self._engine._ready()
         return await self._session.get_all(last, archived=archived)
 
+    async def epoch(self) -> int:
+        """A number that grows whenever something of the session is erased (`delete`, `pop`, `rewind`, `reset`); first it is 0.
+
+        Adapters ask it, so that what was erased here does not come back from a copy that a framework keeps.
+        """
+        await self._engine._ready()
+        return await self._session.epoch()
+
     async def set(self, messages: Sequence[MessageLike]) -> None:
         """Replace the active messages in one transaction; archive and block state stay.
 

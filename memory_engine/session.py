@@ -262,6 +262,10 @@ class Session:
             return await asyncio.to_thread(lambda: [message_of(row) for row in rows])
         return [message_of(row) for row in rows]
 
+    async def epoch(self) -> int:
+        session = await self._current()
+        return session.epoch if session else 0
+
     async def archived(self, message_id: str) -> ChatMessage | None:
         """The message of that id, if there is one that left the FIFO."""
         session = await self._current()

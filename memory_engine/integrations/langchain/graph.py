@@ -8,20 +8,24 @@ create_react_agent(model, tools, pre_model_hook=remember.before_model, post_mode
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from langchain_core.messages import BaseMessage, RemoveMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, RemoveMessage
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 
 from memory_engine.engine import MemoryEngine
 from memory_engine.integrations.langchain.missing import needs
+from memory_engine.integrations.langchain.sessions import SessionOf, Threads
 from memory_engine.integrations.langchain.sync import run_sync
-from memory_engine.integrations.langchain.threads import SessionOf, Threads
 from memory_engine.memory import Memory
 
 with needs("langgraph"):
     from langgraph.graph.message import REMOVE_ALL_MESSAGES
+
+
+log = logging.getLogger("memory_engine.langchain")
 
 
 class GraphMemory:
@@ -31,7 +35,7 @@ class GraphMemory:
       `output_key`. With `output_key="messages"` they take the place of the state's own, which keeps checkpoints small:
       what is left out is in memory.
     - `after_model`: a node that stores what is new, the answer, and changes nothing. Without it an answer is stored by the
-      next `before_model` that sees it.
+      next `before_model` that sees it, unless something was erased from the session meanwhile.
     - `messages_for(messages, config)`: both in one call, inside a node of yours.
 
     Sessions are named as for `MemoryMiddleware`. The state's messages need ids: use the reducer `add_messages`.
@@ -56,7 +60,7 @@ class GraphMemory:
         """Store what is new of a state's messages; the messages for the model, within the budget."""
         thread = self._threads.of(config)
         await thread.store(messages)
-        return await thread.view()
+        return await thread.view(messages)
 
     async def _abefore(self, state: Any, config: RunnableConfig) -> dict[str, Any]:
         view = await self.messages_for(self._messages(state), config)
@@ -65,7 +69,14 @@ class GraphMemory:
         return {self._output_key: view}
 
     async def _aafter(self, state: Any, config: RunnableConfig) -> None:
-        await self._threads.of(config).store(self._messages(state))
+        messages = self._messages(state)
+        if messages and isinstance(messages[-1], HumanMessage) and any(isinstance(m, AIMessage) for m in messages):
+            log.warning(
+                "the state ends with the request %r: the model gave the id of an older message again, and LangGraph has put "
+                "its answer there; give answers ids of their own",
+                messages[-1].id,
+            )
+        await self._threads.of(config).store(messages)
 
     def _before(self, state: Any, config: RunnableConfig) -> dict[str, Any]:
         return run_sync(self._threads.memory, lambda: self._abefore(state, config))

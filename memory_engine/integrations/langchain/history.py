@@ -8,12 +8,13 @@ on top of that context: keep room for it with `reserved_tokens`.
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Sequence
 from types import FrameType
 
 from langchain_core.chat_history import BaseChatMessageHistory
-from langchain_core.messages import BaseMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 
 from memory_engine.errors import MessageConflictError
 from memory_engine.integrations.langchain.incoming import mark_of
@@ -21,6 +22,9 @@ from memory_engine.integrations.langchain.messages import from_langchain, to_lan
 from memory_engine.integrations.langchain.sync import close, run_sync
 from memory_engine.integrations.langchain.threads import fingerprint
 from memory_engine.memory import Memory
+from memory_engine.messages import ChatMessage
+
+log = logging.getLogger("memory_engine.langchain")
 
 
 class MemoryChatMessageHistory(BaseChatMessageHistory):
@@ -48,16 +52,29 @@ class MemoryChatMessageHistory(BaseChatMessageHistory):
     async def aadd_messages(self, messages: Sequence[BaseMessage]) -> None:
         """Store what is new. What this history handed out, and what memory inserted, is not stored again.
 
+        An answer with the id of a message that was stored before its question is a new one, as some models give one id again;
+        where the question has an id too, it may be a repetition of both, and is not stored again.
+
         :raises MessageConflictError: another message is stored under the id of one of them; none of these was stored.
         """
         new = [message for message in messages if message.id not in self._handed_out and not mark_of(message)]
+        *_, question, answer = (None, None, *messages)
+        if isinstance(answer, AIMessage) and isinstance(question, HumanMessage) and new and new[-1] is question:
+            new.append(answer.model_copy(update={"id": None}))
+        given = from_langchain(new)
         try:
-            await self.memory.put_messages(from_langchain(new))
+            stored = await self.memory.put_messages(given)
         except MessageConflictError:
-            stored = {message.id: fingerprint(message) for message in to_langchain(await self.memory.get_all())}
-            if any(stored.get(message.id, fingerprint(message)) != fingerprint(message) for message in new):
+            known = {message.id: fingerprint(message) for message in to_langchain(await self.memory.get_all())}
+            if any(known.get(message.id, fingerprint(message)) != fingerprint(message) for message in new):
                 raise
-            await self.memory.put_messages(from_langchain([message for message in new if message.id not in stored]))
+            await self.memory.put_messages(from_langchain([message for message in new if message.id not in known]))
+            return
+        if [message.role for message in stored[-2:]] == ["user", "assistant"] and _is_later(*stored[-2:]):
+            if given[-2].id is None:
+                await self.memory.put(given[-1].model_copy(update={"id": None}))
+            else:
+                log.warning("the answer %r was stored before its question, so it is taken to be repeated", given[-1].id)
 
     async def aclear(self) -> None:
         """Delete the session's messages with everything derived from them."""
@@ -86,6 +103,11 @@ class MemoryChatMessageHistory(BaseChatMessageHistory):
         messages = to_langchain(await self.memory.get(self._query))
         self._handed_out.update(message.id for message in messages if message.id is not None)
         return messages
+
+
+def _is_later(question: ChatMessage, answer: ChatMessage) -> bool:
+    """Whether the question was stored after the answer to it. What is stored together has one time."""
+    return question.created_at is not None and answer.created_at is not None and question.created_at > answer.created_at
 
 
 def _asked_at_the_end(caller: FrameType | None) -> bool:

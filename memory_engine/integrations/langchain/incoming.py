@@ -12,8 +12,10 @@ from pydantic import ValidationError
 
 from memory_engine.content import MAX_ID_LENGTH
 from memory_engine.integrations.langchain.calls import Calls, known_id
+from memory_engine.integrations.langchain.counted import counted_paths
 from memory_engine.integrations.langchain.parts import blocks_of
 from memory_engine.messages import ChatMessage, ContentBlock, TextBlock, ToolResultBlock, freeze_json, invalid_message
+from memory_engine.tokens import COUNTED
 
 MARK = "memory_engine"
 """The key in `response_metadata` under which a message from memory says what memory did to it."""
@@ -60,12 +62,19 @@ class Reader:
             self._answer(fields, source)
         elif kind == "function":
             fields["tool_call_id"] = known_id(f"function:{source.name or ''}")
-        others = {key: value for key, value in dict(self._mark.get("metadata") or {}).items() if key != KEY}
-        fields["metadata"] = others | ({KEY: self._extras} if self._extras else {})
+        fields["metadata"] = self._metadata(calls)
         try:
             return ChatMessage.model_validate(fields)
         except ValidationError as error:
             raise invalid_message(error) from error
+
+    def _metadata(self, calls: Calls) -> Json:
+        metadata = {key: value for key, value in dict(self._mark.get("metadata") or {}).items() if key != KEY}
+        if self._extras:
+            metadata[KEY] = self._extras
+            if paths := [[KEY, *path] for path in counted_paths(self._extras, calls.blocks, calls.ids)]:
+                metadata[COUNTED] = [*metadata.get(COUNTED, ()), *paths]
+        return metadata
 
     def _role(self, kwargs: Mapping[str, Any]) -> str:
         if self._kind == "chat":

@@ -2,7 +2,8 @@
 
 What a `ChatMessage` has no field for is kept in `metadata["langchain"]`; texts, media, reasoning and calls always come from
 the blocks, so a message that memory shortened goes out shortened. Calls with broken arguments (`invalid_tool_calls`) and the
-old `function_call` are calls here too, with the text that the model wrote.
+old `function_call` are calls here too, with the text that the model wrote. What of that metadata a model reads again is
+counted (additional keywords, a part's title, context or citations): `metadata["counted"]` names it.
 
 On the way out, what memory inserted is noted in `response_metadata["memory_engine"]`, which no provider is sent, so that the
 way in recognises it: memory never remembers itself. Values that JSON does not have (an artifact that is a data frame) are
@@ -30,6 +31,7 @@ from memory_engine.integrations.langchain.calls import calls_out, thaw
 from memory_engine.integrations.langchain.incoming import KEY, MARK, OPENAI_ROLE, ROLES, Json, Reader
 from memory_engine.integrations.langchain.parts import parts_of
 from memory_engine.messages import ChatMessage, TextBlock, ToolResultBlock
+from memory_engine.tokens import COUNTED
 
 
 def from_langchain(messages: Iterable[BaseMessage]) -> list[ChatMessage]:
@@ -100,7 +102,7 @@ def _message(message: ChatMessage, *, status: str | None = None) -> BaseMessage:
     noted = message.metadata.get(KEY)
     extras: Json = thaw(noted) if isinstance(noted, Mapping) else {}
     content, mark = _content(message, extras.get("content"))
-    others = {key: thaw(value) for key, value in message.metadata.items() if key != KEY}
+    others = _other_metadata(message)
     mark |= {"metadata": others} if others else {}
     mark |= {"partial": True} if message.partial else {}
     kwargs = extras.get("additional_kwargs", {})
@@ -134,6 +136,15 @@ def _message(message: ChatMessage, *, status: str | None = None) -> BaseMessage:
     return HumanMessage(**fields) if message.role == "user" else SystemMessage(**fields)
 
 
+def _other_metadata(message: ChatMessage) -> Json:
+    """What did not come from LangChain; what is counted of that which did is found again on the way in."""
+    others = {key: thaw(value) for key, value in message.metadata.items() if key != KEY}
+    paths = others.pop(COUNTED, None)
+    if isinstance(paths, list):
+        paths = [path for path in paths if not (isinstance(path, list) and path[:1] == [KEY])]
+    return others | ({COUNTED: paths} if paths else {})
+
+
 def _content(message: ChatMessage, layout: Sequence[Any] | None) -> tuple[str | list[Any], Json]:
     """The content, and the mark for what memory inserted into it."""
     blocks = [block for block in message.blocks if not isinstance(block, ToolResultBlock)]
@@ -154,4 +165,6 @@ def _marked_texts(texts: Sequence[TextBlock]) -> Json:
     first = next((place for place, block in enumerate(texts) if block.origin is None), 0)
     inserted = [(place, block.text) for place, block in enumerate(texts) if block.origin is not None]
     pieces = [f"{text}\n" if place < first else f"\n{text}" for place, text in inserted]
+    if pieces and len(pieces) == len(texts):  # what was said are calls
+        pieces[0] = texts[0].text
     return {"texts": pieces} if pieces else {}

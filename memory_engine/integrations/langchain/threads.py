@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
-from langchain_core.runnables import RunnableConfig
 
-from memory_engine.engine import MemoryEngine
-from memory_engine.errors import ConfigurationError, InvalidMessageError, MessageConflictError
+from memory_engine.errors import InvalidMessageError, MessageConflictError
+from memory_engine.integrations.langchain.calls import known_id
 from memory_engine.integrations.langchain.incoming import mark_of
 from memory_engine.integrations.langchain.messages import from_langchain, message_from_langchain, to_langchain
+from memory_engine.integrations.one_run import context_of_run
 from memory_engine.memory import Memory
+from memory_engine.messages import without_memory
 
 log = logging.getLogger("memory_engine.langchain")
 
-SessionOf = str | Callable[[RunnableConfig], str] | None
-
 _RECENT = 500
 """So many stored messages are read when a process meets a session, to know what of a state is stored."""
-_KEPT = 1_000
+KEPT = 1_000
 """So many threads and, in each, so many times five ids are remembered."""
 
 
@@ -32,44 +31,103 @@ class Thread:
     def __init__(self, memory: Memory) -> None:
         self.memory = memory
         self._known: dict[str, int] | None = None
+        self._epoch = 0
+        self._begins: dict[str, str] = {}  # of requests in several messages: the id of the first by that of the last
         self._lock = asyncio.Lock()
 
     async def store(self, messages: Sequence[BaseMessage]) -> None:
         """Store what a state has that memory has not.
 
-        New is what stands behind the newest message that is stored: so what was erased from memory does not come back from
-        a state that has later messages (the newest ones are to be removed from the state, too). What was edited in the state
-        under its own id is replaced, unless it has left the FIFO.
+        New is what stands behind the newest message that is stored, and what the run says. What stands between the two is new
+        unless something was erased from the session since it was looked at here: then it may be what was erased, and that does
+        not come back. What was edited in the state under its own id is replaced, unless it has left the FIFO.
 
         :raises InvalidMessageError: a message has no id, or cannot be kept.
         """
         async with self._lock:
             known = await self._stored()
-            said = [message for message in messages if not _is_inserted(message)]
-            for message in said:
-                if message.id is None:
-                    raise InvalidMessageError(
-                        "A message of the graph's state has no id, so nobody can tell whether it is new; declare the key as "
-                        "Annotated[list[AnyMessage], add_messages], which gives ids."
-                    )
+            said = self._said(messages)
             prints = {str(message.id): fingerprint(message) for message in said}
             newest = max((at for at, message in enumerate(said) if message.id in known), default=-1)
-            # What has a mark came from memory, as a copy; when it is not known any more, it was erased.
-            new = [message for message in said[newest + 1 :] if not mark_of(message)]
             edited = {
                 str(message.id): message
                 for message in said[: newest + 1]
                 if not mark_of(message) and known.get(str(message.id), prints[str(message.id)]) != prints[str(message.id)]
             }
+            new = await self._new(said, newest)
+            self._note_request(new)
             await self._write(new, edited)
             known.update({message_id: value for message_id, value in prints.items() if message_id in known})
             known.update({str(message.id): prints[str(message.id)] for message in new})
-            for message_id in list(known)[: -5 * _KEPT]:
+            for message_id in list(known)[: -5 * KEPT]:
                 del known[message_id]
 
-    async def view(self, query: str | None = None) -> list[BaseMessage]:
-        """The messages for a model, within the budget; made for the caller, who may change them."""
-        return to_langchain(await self.memory.get(query))
+    async def view(self, messages: Sequence[BaseMessage]) -> list[BaseMessage]:
+        """The messages for the model of the run with this state, within the budget; made for the caller, who may change them.
+
+        The run's request and what was said since stand last, whatever other runs of the session have said meanwhile.
+        """
+        own = [message for message in map(without_memory, from_langchain(self._own(messages))) if message is not None]
+        return to_langchain(await context_of_run(self.memory, own))
+
+    def _own(self, messages: Sequence[BaseMessage]) -> list[BaseMessage]:
+        """What the run with this state has said: its request, which may be several messages, and the steps after it."""
+        known = self._known or {}
+        said = [message for message in self._said(messages) if message.id in known]
+        request = next((str(message.id) for message in reversed(said) if _is_request(message)), None)
+        first = self._begins.get(request or "", request)
+        start = next((at for at, message in enumerate(said) if message.id == first), len(said))
+        return said[start:]
+
+    def _said(self, messages: Sequence[BaseMessage]) -> list[BaseMessage]:
+        """What was said, each message under an id of its own.
+
+        Some models give the id of an older message again. An answer right behind a request that was stored later than a message
+        of the answer's id is another message; it is known by both ids, so each time by the same.
+        """
+        said = [message for message in messages if not _is_inserted(message)]
+        if any(message.id is None for message in said):
+            raise InvalidMessageError(
+                "A message of the graph's state has no id, so nobody can tell whether it is new; declare the key as "
+                "Annotated[list[AnyMessage], add_messages], which gives ids."
+            )
+        places = {message_id: place for place, message_id in enumerate(self._known or ())}
+        for at, (before, message) in enumerate(pairwise(said), start=1):
+            if isinstance(message, AIMessage) and not mark_of(message) and _is_request(before):
+                place = places.get(str(message.id))
+                if place is not None and place < places.get(str(before.id), -1):
+                    said[at] = message.model_copy(update={"id": known_id(f"{message.id}:{before.id}")})
+        return said
+
+    def knows(self, message: BaseMessage) -> bool:
+        """Whether a message of that id is stored, as far as it was looked at here."""
+        return message.id in (self._known or ())
+
+    async def _new(self, said: Sequence[BaseMessage], newest: int) -> list[BaseMessage]:
+        """What is to be stored of what was said, whose newest message that is known here stands at that place."""
+        request = max((at for at, message in enumerate(said) if _is_request(message)), default=newest + 1)
+        start = newest + 1
+        if start < _request_start(said, request) and await self._was_erased():
+            start = max(start, _request_start(said, request))
+        elif newest == request == len(said) - 1 and await self._was_erased():
+            # A run begins with a request that is known. One that was erased is asked again.
+            stored = {message.id for message in await self.memory.get_all()}
+            start = newest if said[newest].id not in stored else start
+        # What has a mark came from memory, as a copy; when it is not known any more, it was erased.
+        return [message for message in said[start:] if not mark_of(message)]
+
+    async def _was_erased(self) -> bool:
+        """Whether something was erased that may still be in a state: since this was asked last, at first ever."""
+        before, self._epoch = self._epoch, await self.memory.epoch()
+        return self._epoch != before
+
+    def _note_request(self, new: Sequence[BaseMessage]) -> None:
+        at = max((at for at, message in enumerate(new) if _is_request(message)), default=0)
+        start = _request_start(new, at)
+        if start < at:
+            self._begins[str(new[at].id)] = str(new[start].id)
+        for message_id in list(self._begins)[:-KEPT]:
+            del self._begins[message_id]
 
     async def _stored(self) -> dict[str, int]:
         if self._known is None:
@@ -101,45 +159,6 @@ class Thread:
             await self.memory.set([active.get(message.id or "", message) for message in await self.memory.get_all()])
 
 
-class Threads:
-    """The sessions of runs, by their config: `thread_id`, and `user_id` if there is one, under `configurable`."""
-
-    def __init__(
-        self, memory: Memory | MemoryEngine, *, session_id: SessionOf = None, user_id: SessionOf = None, tenant: str = ""
-    ) -> None:
-        if not isinstance(memory, Memory | MemoryEngine):
-            raise ConfigurationError(f"memory is a MemoryEngine or a Memory, not {type(memory).__name__}.")
-        if isinstance(memory, Memory) and (session_id is not None or user_id is not None or tenant):
-            raise ConfigurationError("A Memory is one session already; for several give its MemoryEngine.")
-        self.memory = memory
-        self._session_id, self._user_id, self._tenant = session_id, user_id, tenant
-        self._threads: OrderedDict[tuple[str, str | None], Thread] = OrderedDict()
-
-    def of(self, config: RunnableConfig) -> Thread:
-        """The thread of a run.
-
-        :raises ConfigurationError: the config names no session.
-        """
-        if isinstance(self.memory, Memory):
-            return self._kept(("", None), self.memory)
-        session_id = _named(self._session_id, config, "thread_id")
-        user_id = _named(self._user_id, config, "user_id")
-        if session_id is None:
-            raise ConfigurationError(
-                'The run names no session; call it with config={"configurable": {"thread_id": ...}}, or give session_id=.'
-            )
-        key = (session_id, user_id)
-        known = self._threads.get(key)
-        return self._kept(key, known.memory if known else self.memory.session(session_id, user_id=user_id, tenant=self._tenant))
-
-    def _kept(self, key: tuple[str, str | None], memory: Memory) -> Thread:
-        thread = self._threads.setdefault(key, Thread(memory))
-        self._threads.move_to_end(key)
-        if len(self._threads) > _KEPT:
-            self._threads.popitem(last=False)
-        return thread
-
-
 def fingerprint(message: BaseMessage) -> int:
     """A number that changes with what a message says. It is this process's own."""
     content = message.content if isinstance(message.content, str) else repr(message.content)
@@ -148,15 +167,17 @@ def fingerprint(message: BaseMessage) -> int:
     return hash((message.type, content, calls, status))
 
 
+def _is_request(message: BaseMessage) -> bool:
+    return message.type == "human" or (message.type == "chat" and message_from_langchain(message).role == "user")
+
+
+def _request_start(messages: Sequence[BaseMessage], at: int) -> int:
+    """Where the request begins whose last message is at this place."""
+    while at > 0 and (_is_request(messages[at - 1]) or messages[at - 1].type == "system"):
+        at -= 1
+    return at
+
+
 def _is_inserted(message: BaseMessage) -> bool:
     mark = mark_of(message)
     return bool(mark.get("whole") or mark.get("part_of")) or message.type == "remove"
-
-
-def _named(given: SessionOf, config: RunnableConfig, key: str) -> str | None:
-    if callable(given):
-        return given(config)
-    if given is not None:
-        return given
-    value = (config.get("configurable") or {}).get(key)
-    return None if value is None else str(value)
