@@ -56,7 +56,6 @@ class OpenAIAgentsSession:
         self.session_id = memory.session_id
         self.session_settings: SessionSettings | None = session_settings or SessionSettings()
         self._handed_out: OrderedDict[str, None] = OrderedDict()
-        self._budget = memory.token_limit
 
     # -- the protocol ----------------------------------------------------------------------------------------
 
@@ -74,7 +73,6 @@ class OpenAIAgentsSession:
         context = await self.memory.context()
         pairs = self._pairs(context)
         overhead = self.memory.count_tokens([ChatMessage(role="user")])
-        self._budget = context.receipt.budget
         if context.receipt.tokens + overhead * (len(pairs) - len(context.messages)) > context.receipt.budget:
             pairs = self._fit(pairs, context.receipt.budget)
         items = [item for item, _ in pairs]
@@ -127,7 +125,7 @@ class OpenAIAgentsSession:
     async def fit_input(self, data: CallModelData[Any]) -> ModelInputData:
         """A `call_model_input_filter`: what a run says itself makes room for its newest step by leaving out older steps."""
         pairs = [(item, self._is_section(item)) for item in data.model_data.input]
-        kept = [item for item, _ in self._fit(pairs, self._budget)]
+        kept = [item for item, _ in self._fit(pairs, self.memory.budget)]
         return ModelInputData(input=kept, instructions=data.model_data.instructions)
 
     async def recall_input(
