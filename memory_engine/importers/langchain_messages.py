@@ -157,7 +157,9 @@ class LangChainReader:
 
 
 def _data(kind: type[_Data], given: Mapping[str, Any]) -> _Data:
-    left = {key for key, value in given.items() if key in _LEFT or (value is None and key in kind.model_fields)}
+    # Of what a tool returned, None is a value.
+    unsaid = kind.model_fields.keys() - ({"content"} if kind is _Tool else set())
+    left = {key for key, value in given.items() if key in _LEFT or (value is None and key in unsaid)}
     try:
         return kind.model_validate({key: value for key, value in given.items() if key not in left})
     except ValidationError as error:

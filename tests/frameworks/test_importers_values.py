@@ -47,6 +47,7 @@ LANGCHAIN: list[Any] = [
     {"type": "tool", "data": {"content": [{"type": "text", "text": "x"}], "tool_call_id": "1"}},
     {"type": "tool", "data": {"content": [5, None, "x"], "tool_call_id": "1"}},
     {"type": "tool", "data": {"content": {"a": 1}, "tool_call_id": "1"}},
+    {"type": "tool", "data": {"content": None, "tool_call_id": "1"}},
     {"type": "chat", "data": {"content": "x", "role": "pirate", "name": "n"}},
     {"type": "function", "data": {"content": "x", "name": "n"}},
     {"type": "system", "data": {"content": "x", "additional_kwargs": {"__openai_role__": "developer"}, "example": False}},
