@@ -28,7 +28,6 @@ from memory_engine.messages import (
     ToolResultBlock,
     invalid_message,
 )
-from memory_engine.tokens import COUNTED
 
 try:
     from agent_framework import Content, Message
@@ -67,7 +66,7 @@ def from_message(message: Message) -> ChatMessage:
     fields: _Fields = {"role": role, "blocks": [block for blocks, _ in read for block in blocks]}
     fields["metadata"] = {"agent_framework": layout}
     if counted := list(_kept_but_sent(source, [rest for _, rest in read])):
-        fields["metadata"][COUNTED] = counted
+        fields["metadata"]["counted"] = counted
     fields["metadata"] |= {"pinned": False} if role == "developer" else {}
     if message.message_id and "\0" not in message.message_id:
         fields["id"] = message.message_id[:512]

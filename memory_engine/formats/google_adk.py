@@ -27,7 +27,6 @@ from memory_engine.messages import (
     ToolResultBlock,
     invalid_message,
 )
-from memory_engine.tokens import COUNTED
 
 try:
     from google.adk.events import Event
@@ -65,7 +64,7 @@ def from_event(event: Event) -> ChatMessage:
         content["parts"] = [[rest, len(blocks)] for blocks, rest in read]
     metadata = {"google_adk": source} | ({"pinned": False} if role == "developer" else {})
     if counted := list(_kept_but_sent([rest for _, rest in read])):
-        metadata[COUNTED] = counted
+        metadata["counted"] = counted
     blocks = [block for blocks, _ in read for block in blocks]
     fields = {"role": role, "blocks": blocks, "metadata": metadata, "id": event.id or None}
     try:

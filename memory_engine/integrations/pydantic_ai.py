@@ -96,7 +96,7 @@ class AgentMemory(AbstractCapability[Any]):
         own: list[ai.ModelMessage] = []
         for message in self._live.messages:
             if message.run_id == self._live.run_id:
-                parts: list[Any] = [part for part in message.parts if id(part) not in given]
+                parts: Any = [part for part in message.parts if id(part) not in given]
                 own += [message] if len(parts) == len(message.parts) else [replace(message, parts=parts)] if parts else []
         return own
 

@@ -31,6 +31,7 @@ from strategies import COUNTER, MAYBE, NAMES, OBJECTS, TEXTS, characters, size_o
 
 from memory_engine import ChatMessage, Memory, MemoryEngine
 from memory_engine.integrations.google_adk import MemoryPlugin, from_event, to_content, to_event
+from memory_engine.integrations.google_adk_events import tell
 from memory_engine.messages import decode, encode
 from memory_engine.tokens import TokenCounter
 
@@ -303,6 +304,19 @@ async def test_a_tool_that_takes_long(is_between: bool) -> None:
         assert sorted(await results_in(memory)) == ["The sum is 3.", '{"status": "approved"}']
 
 
+def test_an_id_that_a_model_uses_again_is_another_call() -> None:
+    def event(number: int, part: types.Part) -> Event:
+        return Event(id=str(number), invocation_id="run", author="a", content=types.Content(parts=[part]))
+
+    def result(text: str) -> types.Part:
+        return types.Part(function_response=types.FunctionResponse(id="c-1", name="add", response={"result": text}))
+
+    [called] = calls(("c-1", "add", {}))
+    parts = [called, result("preliminary"), result("last"), called, result("another")]
+    told = tell([event(number, part) for number, part in enumerate(parts)])
+    assert [item.event.id if item.event else item.stale for item in told] == ["0", ("1",), "2", "3", "4"]
+
+
 # -- what a request holds beside the session's events ---------------------------------------------------------------
 
 
@@ -515,4 +529,5 @@ def test_media_in_the_results_of_tools() -> None:
     assert TokenCounter().message(ours) > 3 * 1024
     # A view may leave out one of the results.
     alone = to_content(ours.model_copy(update={"blocks": ours.blocks[1:], "partial": True}))
-    assert alone.parts == theirs.content.parts[1:]
+    assert theirs.content is not None
+    assert alone.parts == list(theirs.content.parts or [])[1:]

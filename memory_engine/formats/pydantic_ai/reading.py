@@ -13,7 +13,6 @@ from memory_engine.errors import MissingExtraError
 from memory_engine.formats.kept import digest
 from memory_engine.formats.media import from_url_safe, kind_of, known_mime_type
 from memory_engine.messages import ChatMessage, invalid_message
-from memory_engine.tokens import COUNTED
 
 try:
     from pydantic_ai import messages as ai
@@ -73,7 +72,7 @@ def _read(message: ai.ModelMessage, base: str) -> list[ChatMessage]:
         fields: _Fields = {"role": role, "id": f"{base}/{at}", "blocks": [block for blocks, _ in group for block in blocks]}
         fields["metadata"] = {"pydantic_ai": layout} | ({"pinned": False} if role == "developer" else {})
         if counted := [path for at, (_, rest) in enumerate(group) for path in _kept_but_sent(at, rest)]:
-            fields["metadata"][COUNTED] = counted
+            fields["metadata"]["counted"] = counted
         if role == "tool":
             fields["tool_call_id"] = group[0][1]["tool_call_id"]
         try:
@@ -87,7 +86,9 @@ def _kept_but_sent(at: int, rest: _Fields) -> Iterator[list[str | int]]:
     """The paths to what models send of what is kept of a part: it costs tokens too."""
     if not rest.get("whole"):
         keys = ("tool_name", "provider_details") if rest["part_kind"] == "tool-return" else ("provider_details",)
-        yield from (["pydantic_ai", "parts", at, 0, key] for key in keys if rest.get(key))
+        for key in keys:
+            if rest.get(key):
+                yield ["pydantic_ai", "parts", at, 0, key]
 
 
 def _role(part: Any) -> str:
