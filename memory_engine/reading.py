@@ -34,6 +34,7 @@ class _Turn:
     snapshot: Snapshot
     view: tuple[ViewStep, ...]
     request: ContextRequest
+    moved_from: int | None
 
 
 async def read_context(
@@ -63,9 +64,10 @@ async def read_context(
         plan, messages, tokens = await _fit(turn, sections)
     receipt = _receipt(turn, sections, plan, messages, tokens, previous, time.perf_counter() - started)
     core.telemetry.got(receipt)
-    if plan.flush_to is not None and turn.row is not None and not own:
+    flush_to = plan.flush_to if plan.flush_to is None or turn.moved_from is None else min(plan.flush_to, turn.moved_from)
+    if flush_to is not None and turn.row is not None and flush_to > turn.row.horizon:
         # What is neither shown nor absorbed must reach the blocks; the agent does not wait for that.
-        core.soon(session.advance(turn.row, plan.flush_to))
+        core.soon(session.advance(turn.row, flush_to))
     return Context(messages=list(messages), receipt=receipt)
 
 
@@ -110,7 +112,7 @@ async def _look(session: Session, own: Sequence[ChatMessage]) -> _Turn:
         shorten=shortener(core.counter.message, window.copies if window else None),
         open_from=window.open_from if window else None,
     )
-    return _Turn(session, row, snapshot, view, request)
+    return _Turn(session, row, snapshot, view, request, window.moved_from if window else None)
 
 
 async def _missing_cursors(session: Session, row: SessionRow, snapshot: Snapshot) -> bool:

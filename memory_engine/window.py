@@ -48,6 +48,8 @@ class Window:
     copies: CopyCache = field(default_factory=dict)
     moved: frozenset[str | None] = frozenset()
     """The ids of messages that stand behind all others, see `with_run`."""
+    moved_from: int | None = None
+    """Up to here, what stands before them may be flushed; None when nothing was moved."""
 
     @property
     def open_from(self) -> int | None:
@@ -100,8 +102,18 @@ def with_run(window: Window, own: Sequence[ChatMessage], costs: Sequence[int]) -
     for seq, entry in enumerate(behind.values(), start=window.next_seq):
         entries.append(replace(entry, seq=seq))
         turn_seq = seq if entry.role == "user" else turn_seq
-    moved = frozenset(entry.message.id for entry in behind.values())
-    return replace(window, entries=tuple(entries), turn_seq=turn_seq, view=None, lag_from=None, copies={}, moved=moved)
+    first = min((entry.seq for entry in behind.values() if entry.seq >= 0), default=window.next_seq)
+    is_torn = any(step.first_seq < first <= step.last_seq for step in steps)
+    return replace(
+        window,
+        entries=tuple(entries),
+        turn_seq=turn_seq,
+        view=None,
+        lag_from=None,
+        copies={},
+        moved=frozenset(entry.message.id for entry in behind.values()),
+        moved_from=0 if is_torn else first,
+    )
 
 
 class Windows:

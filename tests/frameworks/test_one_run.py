@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 import scenario
 
 from memory_engine import ChatMessage, Memory, ToolCallBlock
+from memory_engine.blocks import StaticMemoryBlock
 from memory_engine.errors import BudgetExceededError
 from memory_engine.integrations.one_run import context_of_run
 
@@ -91,3 +94,22 @@ async def test_without_a_run_it_is_what_get_returns() -> None:
         await others_talk(memory)
         await memory.drain()
         assert await context_of_run(memory, []) == await memory.get()
+
+
+async def test_what_has_to_be_left_out_reaches_the_blocks() -> None:
+    block = StaticMemoryBlock(name="rules", static_content="rule " * 100)
+    async with Memory.from_defaults(
+        "room", token_limit=260, chat_history_token_ratio=0.95, memory_blocks=[block], tokenizer_fn=str.split
+    ) as memory:
+        for turn in range(3):
+            await memory.put(ChatMessage(role="user", content=f"other {turn} " * 20))
+            await memory.put(ChatMessage(role="assistant", content="yes"))
+        own = await memory.put_messages([ChatMessage(role="user", content="mine " * 30)])
+        assert await memory.get_all(archived=True) == []
+        view = await context_of_run(memory, own)
+        assert view[-1].id == own[0].id and len(view) < 8
+        await memory.drain()
+        while not (archived := await memory.get_all(archived=True)):
+            await asyncio.sleep(0.01)
+        assert own[0].id not in [message.id for message in archived]
+        assert [message.id for message in await context_of_run(memory, own)] == [message.id for message in view]
