@@ -1,0 +1,139 @@
+"""LlamaIndex: what is shared by several tenants, runs, event loops and memories, and what must not be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from llama_index.core.base.llms import types as li
+from llama_index.core.base.llms.types import ChatMessage as Theirs
+from llama_index.core.embeddings import MockEmbedding
+from llama_index.core.llms.mock import MockFunctionCallingLLM
+from llama_index.core.memory import VectorMemoryBlock
+from llama_index.core.vector_stores.types import BasePydanticVectorStore, VectorStoreQueryResult
+from scenario import engine_at
+
+from memory_engine.integrations.llama_index import LlamaIndexBlock, LlamaIndexMemory
+
+pytestmark = [
+    # LlamaIndex's own.
+    pytest.mark.filterwarnings("ignore:.*asyncio.iscoroutinefunction.*:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:is_running called from within a step:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20"),
+    pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince211"),
+]
+
+
+def user(text: str) -> Theirs:
+    return Theirs(role="user", content=text)
+
+
+def assistant(text: str) -> Theirs:
+    return Theirs(role="assistant", content=text)
+
+
+def calling(call_id: str, name: str, **arguments: Any) -> Theirs:
+    return Theirs(role="assistant", blocks=[li.ToolCallBlock(tool_call_id=call_id, tool_name=name, tool_kwargs=arguments)])
+
+
+def llm_of(model: Callable[[Sequence[Theirs]], Theirs]) -> MockFunctionCallingLLM:
+    """LlamaIndex's own test model, which answers by this function."""
+    return MockFunctionCallingLLM(response_generator=lambda messages, **_: model(messages), is_chat_model=True)
+
+
+def texts(messages: Sequence[Theirs]) -> list[str | None]:
+    return [message.content for message in messages]
+
+
+@pytest.fixture
+def uri(tmp_path: Path) -> str:
+    return f"sqlite+aiosqlite:///{tmp_path}/memory.db"
+
+
+# -- blocks ----------------------------------------------------------------------------------------------------------
+
+
+class Shelf(BasePydanticVectorStore):
+    """Keeps the filters that it is given, as real stores do."""
+
+    stores_text: bool = True
+    nodes: list[Any] = []
+
+    @property
+    def client(self) -> None:
+        return None
+
+    def add(self, nodes: Any, **kwargs: Any) -> list[str]:
+        self.nodes.extend(nodes)
+        return [node.node_id for node in nodes]
+
+    def delete(self, ref_doc_id: str, **kwargs: Any) -> None:
+        raise AssertionError("nobody deletes")
+
+    def query(self, query: Any, **kwargs: Any) -> VectorStoreQueryResult:
+        wanted = query.filters.filters
+        found = [node for node in self.nodes if all(node.metadata.get(one.key) == one.value for one in wanted)]
+        return VectorStoreQueryResult(nodes=found, similarities=[1.0] * len(found), ids=[node.node_id for node in found])
+
+
+def vectors(store: Shelf, **options: Any) -> LlamaIndexBlock:
+    block = VectorMemoryBlock(name="recall", vector_store=store, embed_model=MockEmbedding(4), priority=1)
+    return LlamaIndexBlock(block, **options)
+
+
+async def learn(memory: LlamaIndexMemory, *words: str) -> None:
+    for text in words:
+        await memory.aput(user(text))
+    await memory.handle.flush(final=True)
+    await memory.handle.drain()
+
+
+async def recalled(memory: LlamaIndexMemory) -> str:
+    """What memory inserts when something is asked."""
+    await memory.aput(user("Well?"))
+    shown = str((await memory.aget())[0].content)
+    await memory.handle.pop()
+    return shown
+
+
+async def test_a_store_shared_by_tenants_shows_nobody_anothers_text(uri: str) -> None:
+    store = Shelf()
+    async with engine_at(uri, memory_blocks=[vectors(store)]) as engine:
+        mine, theirs = (LlamaIndexMemory.from_memory(engine.session("chat", tenant=name)) for name in ("acme", "other"))
+        await learn(mine, "The launch code is 7781.")
+        assert "7781" in await recalled(mine)
+        assert "7781" not in await recalled(theirs)
+        assert "7781" not in str(await theirs.aget(session_id="chat"))
+        await mine.areset()
+        assert "7781" not in await recalled(mine)
+        assert "7781" in str(store.nodes), "it is still in the store"
+
+
+async def test_a_block_of_a_user_is_found_in_all_sessions_of_that_user(uri: str) -> None:
+    async with engine_at(uri, memory_blocks=[vectors(Shelf(), scope="user")]) as engine:
+        first, second = (LlamaIndexMemory.from_memory(engine.session(name, user_id="ada")) for name in ("one", "two"))
+        other = LlamaIndexMemory.from_memory(engine.session("three", user_id="bob"))
+        await learn(first, "I keep bees.")
+        assert "bees" in await recalled(second)
+        assert "bees" not in await recalled(other)
+
+
+@pytest.mark.parametrize("how", ["delete", "rewind"])
+async def test_what_was_erased_is_not_found_and_the_rest_once(uri: str, how: str) -> None:
+    store = Shelf()
+    async with engine_at(uri, memory_blocks=[vectors(store)]) as engine:
+        memory = LlamaIndexMemory.from_memory(engine.session("chat"))
+        await learn(memory, "I keep bees.")
+        await learn(memory, "The launch code is 7781.")
+        erased = next(message.id for message in await memory.handle.get_all() if "7781" in message.content)
+        await (memory.handle.rewind(erased) if how == "rewind" else memory.handle.delete([erased]))
+        await memory.handle.drain()
+        shown = await recalled(memory)
+        assert "7781" not in shown
+        assert shown.count("bees") == 1
+        await learn(memory, "I like tea.")
+        shown = await recalled(memory)
+        assert "7781" not in shown
+        assert (shown.count("bees"), shown.count("tea")) == (1, 1)
