@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from memory_engine.errors import BudgetExceededError
 from memory_engine.memory import Memory
 from memory_engine.messages import ChatMessage
+from memory_engine.reading import Query
 
 __all__ = ["context_of_run"]
 
 
-async def context_of_run(memory: Memory, own: Sequence[ChatMessage], query: str | None = None) -> list[ChatMessage]:
-    """What `memory.get(query)` returns, with the messages of this run (`own`, all stored, in order) behind all others.
+async def context_of_run(
+    memory: Memory, own: Sequence[ChatMessage], query: Query = None, /, **block_kwargs: Any
+) -> list[ChatMessage]:
+    """What `memory.get(query, **block_kwargs)` returns, with the messages of this run behind all others: `own`, all of them
+    stored, in order.
 
     A run that answers one request must not be shown another's request last, only because that came in meanwhile. Its own
     request and its newest step are there even when newer turns of others pushed them out of the FIFO; others make room.
 
     :raises BudgetExceededError: what may never be cut does not fit.
     """
-    context = await memory.context(query)
+    context = await memory.context(query, **block_kwargs)
     ids = {message.id for message in own}
     shown = {message.id: message for message in context.messages if message.id in ids}
     needed = {message.id for message in _needed(own)}

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from llama_index.core.agent.workflow import FunctionAgent
 from llama_index.core.base.llms import types as li
 from llama_index.core.base.llms.types import ChatMessage as Theirs
 from llama_index.core.embeddings import MockEmbedding
 from llama_index.core.llms.mock import MockFunctionCallingLLM
 from llama_index.core.memory import VectorMemoryBlock
 from llama_index.core.vector_stores.types import BasePydanticVectorStore, VectorStoreQueryResult
-from scenario import engine_at
+from scenario import FILLER, engine_at, problems_of
 
-from memory_engine.integrations.llama_index import LlamaIndexBlock, LlamaIndexMemory
+from memory_engine.integrations.llama_index import LlamaIndexBlock, LlamaIndexMemory, from_llama_index
 
 pytestmark = [
     # LlamaIndex's own.
@@ -137,3 +139,65 @@ async def test_what_was_erased_is_not_found_and_the_rest_once(uri: str, how: str
         shown = await recalled(memory)
         assert "7781" not in shown
         assert (shown.count("bees"), shown.count("tea")) == (1, 1)
+
+
+# -- runs ------------------------------------------------------------------------------------------------------------
+
+
+def asked(messages: Sequence[Theirs]) -> str:
+    """The newest thing that a user says."""
+    return str(next(message.content for message in reversed(messages) if message.role == "user"))
+
+
+@pytest.mark.parametrize("limit", [900, 260])
+async def test_each_of_four_runs_at_once_reads_its_own_question_last(uri: str, limit: int) -> None:
+    ours = asyncio.Barrier(4)
+    wrong: list[str] = []
+
+    async def wait() -> str:
+        await ours.wait()
+        return "waited"
+
+    def agent(number: int) -> FunctionAgent:
+        steps = 0
+
+        def model(messages: Sequence[Theirs]) -> Theirs:
+            nonlocal steps
+            steps += 1
+            scratchpad = 2 * (steps - 1)
+            wrong.extend(problems_of(from_llama_index(messages[: len(messages) - scratchpad]), limit))
+            if not asked(messages).startswith(f"Question {number}?"):
+                wrong.append(f"run {number} was asked {asked(messages)[:20]}")
+            if steps == 3:
+                return assistant(f"Answer {number}. {FILLER}")
+            return calling(f"call-{number}-{steps}", "wait")
+
+        return FunctionAgent(tools=[wait], llm=llm_of(model))
+
+    async with engine_at(uri, token_limit=limit, reserved_tokens=0, memory_blocks=[], token_flush_size=50) as engine:
+        for _ in range(3):
+            memories = [LlamaIndexMemory.from_memory(engine.session("busy")) for _ in range(4)]
+            runs = [agent(n).run(f"Question {n}? {FILLER}", memory=memory) for n, memory in enumerate(memories)]
+            assert [str(answer)[:9] for answer in await asyncio.gather(*runs)] == [f"Answer {n}." for n in range(4)]
+        assert wrong == []
+        stored = await memories[0].aget_all()
+        assert len(stored) == 3 * 4 * 6
+
+
+async def test_what_is_reset_during_a_run_does_not_come_back(uri: str) -> None:
+    seen: list[list[str | None]] = []
+
+    async def forget() -> str:
+        await memory.areset()
+        await memory.aput(user("Something new."))
+        return "forgotten"
+
+    def model(messages: Sequence[Theirs]) -> Theirs:
+        seen.append(texts(messages))
+        return assistant("Done.") if messages[-1].role == "tool" else calling("call-1", "forget")
+
+    async with engine_at(uri) as engine:
+        memory = LlamaIndexMemory.from_memory(engine.session("busy"))
+        await FunctionAgent(tools=[forget], llm=llm_of(model)).run("The code is 7781.", memory=memory)
+        assert seen[0] == ["The code is 7781."]
+        assert "7781" not in str(seen[1:]) + str(await memory.aget())

@@ -10,7 +10,6 @@ from typing import Any, Literal, Self, TypeVar
 from uuid import uuid4
 
 from llama_index.core.base.llms.types import ChatMessage as Theirs
-from llama_index.core.memory.types import BaseMemory
 from pydantic import Field, PrivateAttr
 
 from memory_engine import Memory
@@ -19,15 +18,17 @@ from memory_engine.integrations.llama_index import engines
 from memory_engine.integrations.llama_index.arguments import arguments_of, portable
 from memory_engine.integrations.llama_index.engines import Connection
 from memory_engine.integrations.llama_index.handed import Handed, aligned, of_status
-from memory_engine.integrations.llama_index.retries import Retries
+from memory_engine.integrations.llama_index.runs import Runs
+from memory_engine.integrations.llama_index.sync import SyncMethods
+from memory_engine.integrations.one_run import context_of_run
 from memory_engine.messages import ChatMessage
 
 R = TypeVar("R")
 _handed = Handed()
-_retries = Retries()
+_runs = Runs()
 
 
-class LlamaIndexMemory(BaseMemory):
+class LlamaIndexMemory(SyncMethods):
     """One session's memory for agents, workflows and chat engines of LlamaIndex.
 
     It consists of plain JSON and finds its engine by name at every use, so it goes into a serialized `Context` and comes out
@@ -123,7 +124,15 @@ class LlamaIndexMemory(BaseMemory):
             query = self._read([asked])
         elif isinstance(asked, list) and all(isinstance(item, Theirs) for item in asked):
             query = self._read(asked)
-        return self._given(await self._call(lambda memory: memory.get(query, **block_kwargs)))
+        # Found here: the engine's thread knows of no run.
+        own = _runs.own(self._session)
+
+        async def read(memory: Memory) -> list[ChatMessage]:
+            if own:
+                return await context_of_run(memory, own, query, **block_kwargs)
+            return await memory.get(query, **block_kwargs)
+
+        return self._given(await self._call(read))
 
     async def aget_all(self, status: str | Enum | None = None) -> list[Theirs]:
         """Every message in order, archived ones too; with a `MessageStatus` those that are "active" or "archived"."""
@@ -136,20 +145,23 @@ class LlamaIndexMemory(BaseMemory):
     async def aput_messages(self, messages: Sequence[Theirs]) -> None:
         """Commit several messages in one transaction, all or none."""
         new = self._read(messages)
-        if await _retries.is_retry(self._session, new, self._call):
+        if await _runs.is_retry(self._session, new, self._call):
             return
         stored = await self._call(lambda memory: memory.put_messages(new))
-        _retries.note(self._session, stored)
+        _runs.note(self._session, stored)
 
     async def aset(self, messages: Sequence[Theirs]) -> None:
         """Make these the active messages, in one transaction. Those that are stored stay as they are, known by their ids
         when `get` returned them, else by their content; the archive and what blocks know stay too."""
 
-        async def replace(memory: Memory) -> None:
-            await memory.set(await aligned(new, memory))
+        async def replace(memory: Memory) -> list[ChatMessage]:
+            known = await aligned(new, memory)
+            await memory.set(known)
+            return known
 
         new = self._read(messages)
-        await self._call(replace)
+        known = await self._call(replace)
+        _runs.forget(self._session, {message.id for message in known})
 
     async def areset(self, status: str | Enum | None = None) -> None:
         """Delete the session's messages and everything derived; with a `MessageStatus` only those, with what came of them."""
@@ -161,6 +173,7 @@ class LlamaIndexMemory(BaseMemory):
                 await memory.delete([message.id for message in await of_status(memory, status) if message.id])
 
         await self._call(reset)
+        _runs.forget(self._session)
 
     async def aclose(self, *, timeout: float = 30.0) -> None:
         """Let pending deliveries end (at most `timeout` seconds). The last memory of an engine that `from_defaults` opened
@@ -180,32 +193,6 @@ class LlamaIndexMemory(BaseMemory):
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
-
-    # -- sync ------------------------------------------------------------------------------------------------
-
-    def get(self, input: str | Theirs | None = None, **block_kwargs: Any) -> list[Theirs]:  # noqa: A002
-        """`aget`, waited for; raises `WrongEventLoopError` inside of a running event loop."""
-        return self._wait(partial(self.aget, input, **block_kwargs), "get")
-
-    def get_all(self, status: str | Enum | None = None) -> list[Theirs]:
-        """`aget_all`, waited for."""
-        return self._wait(partial(self.aget_all, status), "get_all")
-
-    def put(self, message: Theirs) -> None:
-        """`aput`, waited for."""
-        self._wait(partial(self.aput, message), "put")
-
-    def put_messages(self, messages: Sequence[Theirs]) -> None:
-        """`aput_messages`, waited for."""
-        self._wait(partial(self.aput_messages, messages), "put_messages")
-
-    def set(self, messages: Sequence[Theirs]) -> None:
-        """`aset`, waited for."""
-        self._wait(partial(self.aset, messages), "set")
-
-    def reset(self, status: str | Enum | None = None) -> None:
-        """`areset`, waited for."""
-        self._wait(partial(self.areset, status), "reset")
 
     # -- helpers ---------------------------------------------------------------------------------------------
 
