@@ -66,6 +66,7 @@ from memory_engine.integrations.llama_index import (
     register_engine,
     to_llama_index,
 )
+from memory_engine.tokens import TokenCounter
 
 pytestmark = [
     # LlamaIndex's own.
@@ -763,6 +764,85 @@ def test_messages_come_back_as_they_were(soak: bool) -> None:
         back = to_llama_index(stored)
         assert back == messages
         assert dumped(back) == dumped(messages) == before
+
+    check()
+
+
+FIXED = {name for kind in (Theirs, *li.__dict__.values()) if hasattr(kind, "model_fields") for name in kind.model_fields}
+UNCOUNTED = {"block_type", "role", "image", "audio", "video", "data", "url", "path"}
+"""What every message has, and media, which have a price of their own."""
+
+
+def said(value: Any) -> list[str]:
+    """Every text in the JSON of a message of theirs, with the keys that are not of their classes."""
+    if isinstance(value, dict):
+        inner = [text for key, item in value.items() if key not in UNCOUNTED for text in said(item)]
+        return [key for key in value if key not in FIXED] + inner
+    if isinstance(value, list):
+        return [text for item in value for text in said(item)]
+    return [] if value is None else [str(value)]
+
+
+def cost(messages: Sequence[Theirs]) -> int:
+    """Their tokens, without asking us what is in them."""
+    return sum(TokenCounter().text(text) for message in messages for text in said(json.loads(message.model_dump_json())))
+
+
+def test_all_that_is_handed_out_is_counted(soak: bool) -> None:
+    @settings(max_examples=3_000 if soak else 60)
+    @given(MESSAGES)
+    def check(messages: list[Theirs]) -> None:
+        for mine in from_llama_index(messages):
+            assert cost(to_llama_index([mine])) <= TokenCounter().message(mine) + 12
+
+    check()
+
+
+LONG = st.integers(0, 40).map(lambda number: "word " * number)
+LONG_BLOCKS = st.one_of(
+    st.builds(
+        li.CitableBlock, title=LONG, source=LONG, content=st.lists(st.builds(li.DocumentBlock, url=st.just("u"), title=LONG))
+    ),
+    st.builds(li.CitationBlock, title=LONG, source=LONG, cited_content=TEXTS, additional_location_info=st.just({"page": 1})),
+    st.builds(
+        li.ThinkingBlock, content=LONG, additional_information=st.fixed_dictionaries({"encrypted": LONG, "signature": LONG})
+    ),
+    st.builds(li.ImageBlock, url=st.just("https://a.example/b.png"), detail=LONG),
+    st.builds(li.ToolCallBlock, tool_call_id=st.just(""), tool_name=st.just("look"), tool_kwargs=LONG),
+)
+LONG_MESSAGES = st.lists(
+    st.builds(
+        Theirs,
+        role=st.sampled_from(["user", "assistant"]),
+        blocks=st.lists(LONG_BLOCKS, max_size=2),
+        additional_kwargs=st.fixed_dictionaries(
+            {},
+            optional={
+                "more": LONG,
+                "tool_calls": st.builds(
+                    lambda text: [
+                        {"id": "call-1", "type": "function", "function": {"name": "look", "arguments": text}, "index": text}
+                    ],
+                    LONG,
+                ),
+            },
+        ),
+    ),
+    min_size=8,
+    max_size=16,
+)
+
+
+def test_the_budget_holds_for_what_a_provider_is_sent(soak: bool) -> None:
+    @settings(max_examples=500 if soak else 15)
+    @given(LONG_MESSAGES)
+    def check(messages: list[Theirs]) -> None:
+        memory = Memory.from_defaults(token_limit=300, image_token_size_estimate=10, document_token_size_estimate=10)
+        memory.put_messages([*messages, user("And now?")])
+        shown = memory.get()
+        assert shown[-1].content == "And now?"
+        assert cost(shown) <= 300 + 4 * len(shown)
+        asyncio.run(memory.aclose())
 
     check()
 
