@@ -394,7 +394,7 @@ class MentionCounter(BaseMemoryBlock[str]):
         self.mentions += sum("Logan" in (message.content or "") for message in messages)
 
 
-def run(llm, uri):
+def run(llm, uri, wait):
     memory = Memory.from_defaults(
         session_id="script",
         token_limit=400,
@@ -415,7 +415,7 @@ def run(llm, uri):
         for number in range(14):
             await memory.aput(ChatMessage(role="user", content=f"Logan {number} " + "word " * 20))
             await memory.aput(ChatMessage(role="assistant", content="Noted."))
-        await asyncio.sleep(0.3)
+        await wait(memory)
         shown = await memory.aget(input="Who?")
         seen.append([shown[0].role, "Be brief." in shown[0].content, " mentions." in shown[0].content, shown[-1]])
         seen.append([message.content for message in await memory.aget_all()])
@@ -438,7 +438,9 @@ def test_one_import_line_is_all_that_changes(tmp_path: Path) -> None:
         module: dict[str, Any] = {"__name__": f"script_{number}"}
         exec(compile(source, "script", "exec"), module)
         llm = llm_of(lambda messages: assistant(f"I see {len(messages)}, and you are Logan."))
-        memory, seen = module["run"](llm, f"sqlite+aiosqlite:///{tmp_path}/{number}.db")
+        # Theirs has delivered when `put` returns.
+        wait = LlamaIndexMemory.adrain if number else TheirMemory.aget
+        memory, seen = module["run"](llm, f"sqlite+aiosqlite:///{tmp_path}/{number}.db", wait)
         assert isinstance(memory, (TheirMemory, LlamaIndexMemory)[number])
         outcomes.append(seen)
         # Theirs cannot be closed; only what it is made of.
@@ -1057,10 +1059,8 @@ async def test_their_own_blocks(uri: str) -> None:
         "one", async_database_uri=uri, memory_blocks=blocks, token_limit=4_000, delivery="inline"
     ) as memory:
         await memory.aput_messages([user("I am Ada and like tea."), assistant("Fine.")])
-        connection = engines.find(memory.engine)
-        assert connection is not None
-        await connection.call(lambda: memory.handle.flush(final=True))
-        await connection.call(memory.handle.drain)
+        assert await memory.aflush(final=True) > 0
+        await memory.adrain()
         await memory.aput(user("What do I like?"))
         shown = await memory.aget()
         assert "Be brief." in str(shown[0].content)

@@ -11,13 +11,16 @@ import pytest
 from llama_index.core.agent.workflow import FunctionAgent
 from llama_index.core.base.llms import types as li
 from llama_index.core.base.llms.types import ChatMessage as Theirs
+from llama_index.core.chat_engine import SimpleChatEngine
 from llama_index.core.embeddings import MockEmbedding
 from llama_index.core.llms.mock import MockFunctionCallingLLM
-from llama_index.core.memory import VectorMemoryBlock
+from llama_index.core.memory import BaseMemoryBlock as TheirBlock
+from llama_index.core.memory import StaticMemoryBlock, VectorMemoryBlock
 from llama_index.core.vector_stores.types import BasePydanticVectorStore, VectorStoreQueryResult
 from scenario import FILLER, engine_at, problems_of
 
-from memory_engine.integrations.llama_index import LlamaIndexBlock, LlamaIndexMemory, from_llama_index
+from memory_engine.errors import DrainTimeoutError, WrongEventLoopError
+from memory_engine.integrations.llama_index import LlamaIndexBlock, LlamaIndexMemory, Memory, from_llama_index
 
 pytestmark = [
     # LlamaIndex's own.
@@ -201,3 +204,65 @@ async def test_what_is_reset_during_a_run_does_not_come_back(uri: str) -> None:
         await FunctionAgent(tools=[forget], llm=llm_of(model)).run("The code is 7781.", memory=memory)
         assert seen[0] == ["The code is 7781."]
         assert "7781" not in str(seen[1:]) + str(await memory.aget())
+
+
+# -- event loops -----------------------------------------------------------------------------------------------------
+
+
+async def test_what_only_ours_can_do_works_from_the_loop_of_the_user(uri: str) -> None:
+    block = StaticMemoryBlock(name="rules", static_content="Be brief.")
+    async with Memory.from_defaults("chat", async_database_uri=uri, memory_blocks=[block]) as memory:
+        await memory.aput_messages([user("one"), assistant("two"), user("three")])
+        assert await memory.aflush() > 0
+        assert await memory.aflush() == 0, "what is not answered stays"
+        await memory.adrain(timeout=30)
+        context = await memory.acontext(input=user("four"), initial_token_count=7)
+        assert "Be brief." in context.messages[0].content
+        assert context.receipt.tokens > 0
+        popped = await memory.acall(lambda handle: handle.pop())
+        assert popped is not None
+        assert popped.content == "three"
+        assert texts(await memory.aget_all()) == ["one", "two"]
+        with pytest.raises(WrongEventLoopError):
+            await memory.handle.get()
+
+
+async def test_draining_ends_with_the_time_given(uri: str) -> None:
+    class Slow(TheirBlock[str]):
+        name: str = "slow"
+
+        async def _aget(self, messages: Any = None, **block_kwargs: Any) -> str:
+            return ""
+
+        async def _aput(self, messages: Any) -> None:
+            await asyncio.Event().wait()
+
+    memory = Memory.from_defaults("chat", async_database_uri=uri, memory_blocks=[Slow()])
+    await memory.aput_messages([user("one"), assistant("two")])
+    assert await memory.aflush(final=True) > 0
+    with pytest.raises(DrainTimeoutError):
+        await memory.adrain(timeout=0.1)
+    await memory.aclose(timeout=0.1)
+
+
+async def test_sync_methods_of_a_memory_with_a_thread_of_its_own_work_in_an_event_loop(uri: str) -> None:
+    memory = Memory.from_defaults("chat", async_database_uri=uri)
+    memory.put(user("one"))
+    memory.put_messages([assistant("two"), user("three")])
+    assert texts(memory.get()) == texts(memory.get_all()) == ["one", "two", "three"]
+    memory.set([user("four")])
+    assert texts(memory.get_all()) == ["four"]
+    memory.reset()
+    chat = SimpleChatEngine.from_defaults(memory=memory, llm=llm_of(lambda messages: assistant(f"I see {len(messages)}.")))
+    assert str(chat.chat("Hello?")) == "I see 1."
+    assert str(await chat.achat("And now?")) == "I see 3."
+    assert texts(chat.chat_history) == ["Hello?", "I see 1.", "And now?", "I see 3."]
+    chat.reset()
+    assert chat.chat_history == []
+
+    async def within(handle: Any) -> None:
+        memory.get()
+
+    with pytest.raises(WrongEventLoopError, match="would block"):
+        await memory.acall(within)
+    await memory.aclose()

@@ -69,14 +69,16 @@ class Connection:
     def wait(self, work: Callable[[], Awaitable[R]], method: str) -> R:
         """Do it there and block until it is done.
 
-        :raises WrongEventLoopError: inside of a running event loop, which it would block, or none of the engine's runs.
+        An engine in a thread of its own does it also while the event loop of the caller is blocked.
+
+        :raises WrongEventLoopError: the engine's event loop does not run, or it may be the one that would be blocked.
         """
-        with suppress(RuntimeError):
-            asyncio.get_running_loop()
+        running, thread = _running_loop(), self.thread
+        if running is not None and (thread is None or running is thread.loop):
             raise WrongEventLoopError(
                 f"{method}() would block the event loop that is running here; write `await memory.a{method}(...)`."
             )
-        if (thread := self.thread) is not None:
+        if thread is not None:
             return thread.submit(work).result()
         loop = self.engine.loop
         if loop is None or not loop.is_running():
@@ -170,6 +172,12 @@ def lost(name: str, needs: Mapping[str, Any]) -> ConfigurationError:
         f"No engine is registered as {name!r} in this process.{missing} Before the memory is used, call "
         f"register_engine({name!r}, engine), or Memory.from_defaults(...) with the arguments it was made with."
     )
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    with suppress(RuntimeError):
+        return asyncio.get_running_loop()
+    return None
 
 
 def _own_thread() -> _LoopThread:

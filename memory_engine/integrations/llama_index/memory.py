@@ -18,6 +18,7 @@ from memory_engine.integrations.llama_index import engines
 from memory_engine.integrations.llama_index.arguments import arguments_of, portable
 from memory_engine.integrations.llama_index.engines import Connection
 from memory_engine.integrations.llama_index.handed import Handed, aligned, of_status
+from memory_engine.integrations.llama_index.handle import HandleMethods
 from memory_engine.integrations.llama_index.runs import Runs
 from memory_engine.integrations.llama_index.sync import SyncMethods
 from memory_engine.integrations.one_run import context_of_run
@@ -28,15 +29,15 @@ _handed = Handed()
 _runs = Runs()
 
 
-class LlamaIndexMemory(SyncMethods):
+class LlamaIndexMemory(HandleMethods, SyncMethods):
     """One session's memory for agents, workflows and chat engines of LlamaIndex.
 
     It consists of plain JSON and finds its engine by name at every use, so it goes into a serialized `Context` and comes out
     again, also in another process; see `register_engine`. Nothing of a database address that may be secret is in it.
 
     `engine` is the name of a registered engine; `arguments` is what an engine of `from_defaults` can be opened from again,
-    and `needs` what else that takes. The sync methods wait for the async ones: they work in any thread in which no event
-    loop runs, and raise `WrongEventLoopError` where one does, because they would block it.
+    and `needs` what else that takes. The sync methods wait for the async ones, and block the event loop that they are called
+    in; one of the application's own engine would wait for itself there, and raises `WrongEventLoopError` instead.
 
     What `get` returned may be put or set again: messages that are stored are known again, and what memory inserted is not
     stored. One that is new is stored whenever it is put, with one exception: when an agent's run ended before it was
@@ -117,13 +118,7 @@ class LlamaIndexMemory(SyncMethods):
 
         `initial_token_count`, which chat engines give, is not used: reserve what prompts need with `reserved_tokens`.
         """
-        block_kwargs.pop("initial_token_count", None)
-        asked = block_kwargs.pop("messages", None) if input is None else input
-        query: Any = asked
-        if isinstance(asked, Theirs):
-            query = self._read([asked])
-        elif isinstance(asked, list) and all(isinstance(item, Theirs) for item in asked):
-            query = self._read(asked)
+        query = self._query(input, block_kwargs)
         # Found here: the engine's thread knows of no run.
         own = _runs.own(self._session)
 
@@ -132,11 +127,11 @@ class LlamaIndexMemory(SyncMethods):
                 return await context_of_run(memory, own, query, **block_kwargs)
             return await memory.get(query, **block_kwargs)
 
-        return self._given(await self._call(read))
+        return self._given(await self.acall(read))
 
     async def aget_all(self, status: str | Enum | None = None) -> list[Theirs]:
         """Every message in order, archived ones too; with a `MessageStatus` those that are "active" or "archived"."""
-        return self._given(await self._call(lambda memory: of_status(memory, status)))
+        return self._given(await self.acall(lambda memory: of_status(memory, status)))
 
     async def aput(self, message: Theirs) -> None:
         """Commit one message; one that `get` returned is stored already."""
@@ -145,9 +140,9 @@ class LlamaIndexMemory(SyncMethods):
     async def aput_messages(self, messages: Sequence[Theirs]) -> None:
         """Commit several messages in one transaction, all or none."""
         new = self._read(messages)
-        if await _runs.is_retry(self._session, new, self._call):
+        if await _runs.is_retry(self._session, new, self.acall):
             return
-        stored = await self._call(lambda memory: memory.put_messages(new))
+        stored = await self.acall(lambda memory: memory.put_messages(new))
         _runs.note(self._session, stored)
 
     async def aset(self, messages: Sequence[Theirs]) -> None:
@@ -160,7 +155,7 @@ class LlamaIndexMemory(SyncMethods):
             return known
 
         new = self._read(messages)
-        known = await self._call(replace)
+        known = await self.acall(replace)
         _runs.forget(self._session, {message.id for message in known})
 
     async def areset(self, status: str | Enum | None = None) -> None:
@@ -172,7 +167,7 @@ class LlamaIndexMemory(SyncMethods):
             else:
                 await memory.delete([message.id for message in await of_status(memory, status) if message.id])
 
-        await self._call(reset)
+        await self.acall(reset)
         _runs.forget(self._session)
 
     async def aclose(self, *, timeout: float = 30.0) -> None:
@@ -198,7 +193,7 @@ class LlamaIndexMemory(SyncMethods):
 
     @property
     def handle(self) -> Memory:
-        """The memory of ours behind it, for `context`, `drain`, `block` and the like; used in its engine's event loop.
+        """The memory of ours behind it; only for the event loop of its engine, `acall` is for any.
         Raises `ConfigurationError` when no engine has that name here."""
         return self._connected()[1]
 
@@ -216,7 +211,11 @@ class LlamaIndexMemory(SyncMethods):
         self._connection = found
         return found, self._handle
 
-    async def _call(self, work: Callable[[Memory], Awaitable[R]]) -> R:
+    async def acall(self, work: Callable[[Memory], Awaitable[R]]) -> R:
+        """What `work` returns for the memory of ours behind this one: `await memory.acall(lambda handle: handle.pop())`.
+
+        It runs in the event loop of the engine, which is another than the caller's for a memory of `from_defaults`.
+        """
         connection, handle = self._connected()
         return await connection.call(lambda: work(handle))
 
@@ -226,6 +225,12 @@ class LlamaIndexMemory(SyncMethods):
     @property
     def _session(self) -> tuple[str, str, str]:
         return (self.engine, self.tenant, self.session_id)
+
+    def _query(self, input: str | Theirs | None, block_kwargs: dict[str, Any]) -> Any:  # noqa: A002
+        block_kwargs.pop("initial_token_count", None)
+        asked = block_kwargs.pop("messages", None) if input is None else input
+        several = isinstance(asked, list) and all(isinstance(item, Theirs) for item in asked)
+        return self._read(asked if several else [asked]) if several or isinstance(asked, Theirs) else asked
 
     def _read(self, messages: Sequence[Theirs]) -> list[ChatMessage]:
         return _handed.read(self._session, messages)
