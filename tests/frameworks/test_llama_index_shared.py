@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import gc
+import json
+import pickle
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,9 +22,11 @@ from llama_index.core.llms.mock import MockFunctionCallingLLM
 from llama_index.core.memory import BaseMemoryBlock as TheirBlock
 from llama_index.core.memory import StaticMemoryBlock, VectorMemoryBlock
 from llama_index.core.vector_stores.types import BasePydanticVectorStore, VectorStoreQueryResult
+from llama_index.core.workflow import Context
 from scenario import FILLER, engine_at, problems_of
 
-from memory_engine.errors import DrainTimeoutError, WrongEventLoopError
+from memory_engine import Limits, MemoryEngine
+from memory_engine.errors import ConfigurationError, DrainTimeoutError, WrongEventLoopError
 from memory_engine.integrations.llama_index import LlamaIndexBlock, LlamaIndexMemory, Memory, from_llama_index
 
 pytestmark = [
@@ -178,6 +185,7 @@ async def test_each_of_four_runs_at_once_reads_its_own_question_last(uri: str, l
         return FunctionAgent(tools=[wait], llm=llm_of(model))
 
     async with engine_at(uri, token_limit=limit, reserved_tokens=0, memory_blocks=[], token_flush_size=50) as engine:
+        memories: list[LlamaIndexMemory] = []
         for _ in range(3):
             memories = [LlamaIndexMemory.from_memory(engine.session("busy")) for _ in range(4)]
             runs = [agent(n).run(f"Question {n}? {FILLER}", memory=memory) for n, memory in enumerate(memories)]
@@ -266,3 +274,105 @@ async def test_sync_methods_of_a_memory_with_a_thread_of_its_own_work_in_an_even
     with pytest.raises(WrongEventLoopError, match="would block"):
         await memory.acall(within)
     await memory.aclose()
+
+
+# -- the life of engines ---------------------------------------------------------------------------------------------
+
+
+def counting_agent() -> FunctionAgent:
+    return FunctionAgent(tools=[], llm=llm_of(lambda messages: assistant(f"I see {len(messages)}.")))
+
+
+async def closed(engines: list[MemoryEngine]) -> None:
+    """When nobody holds them any more."""
+    while not all(engine.closed for engine in engines):
+        gc.collect()
+        await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+async def test_engines_that_nobody_holds_are_closed(tmp_path: Path, kept: bool) -> None:
+    async def request(number: int) -> MemoryEngine:
+        """A memory for each request, as users of LlamaIndex have it."""
+        address = f"sqlite+aiosqlite:///{tmp_path}/{number}.db" if kept else None
+        blocks = [StaticMemoryBlock(name="rules", static_content="Be brief.")]
+        # asyncio holds the context of a call, and a run in it, until the time of its limits has passed.
+        limits = Limits(get=0.2)
+        memory = Memory.from_defaults("chat", async_database_uri=address, memory_blocks=blocks, limits=limits)
+        await counting_agent().run("Hello?", memory=memory)
+        return memory.handle.engine
+
+    await closed([await request(0)])
+    before = threading.active_count()
+    await closed([await request(number) for number in range(1, 9)])
+    while threading.active_count() > before:
+        await asyncio.sleep(0.01)
+
+
+async def test_a_copy_and_a_context_hold_the_engine() -> None:
+    memory = Memory.from_defaults("chat")
+    agent = counting_agent()
+    handler = agent.run("One?", memory=memory)
+    await handler
+    context = handler.ctx
+    copies = [copy.copy(memory), copy.deepcopy(memory), memory.model_copy()]
+    del handler, memory
+    gc.collect()
+    assert str(await agent.run("Two?", ctx=context)) == "I see 3."
+    while copies:
+        assert texts(await copies.pop().aget_all()) == ["One?", "I see 1.", "Two?", "I see 3."]
+        gc.collect()
+
+
+async def test_a_copy_closes_nothing_that_others_use() -> None:
+    one = Memory.from_defaults("chat")
+    await one.aput(user("hi"))
+    for made in (copy.copy(one), copy.deepcopy(one), LlamaIndexMemory.from_dict(one.to_dict())):
+        await made.aclose()
+        assert texts(await one.aget()) == ["hi"]
+    await one.aclose()
+    with pytest.raises(ConfigurationError):
+        await one.aget()
+
+
+async def test_what_a_serialized_context_needs_stays() -> None:
+    agent = counting_agent()
+    handler = agent.run("One?", memory=Memory.from_defaults("chat"))
+    await handler
+    text = json.dumps(handler.ctx.to_dict())
+    del handler
+    gc.collect()
+    assert str(await agent.run("Two?", ctx=Context.from_dict(agent, json.loads(text)))) == "I see 3."
+
+
+@pytest.mark.parametrize("how", ["dict", "json", "pickle"])
+async def test_what_a_serialized_memory_needs_stays(uri: str, how: str) -> None:
+    for address, blocks in ((None, []), (uri, [vectors(Shelf())])):
+        memory = Memory.from_defaults("chat", async_database_uri=address, memory_blocks=blocks)
+        await memory.aput(user("hi"))
+        ways: dict[str, tuple[Any, Any]] = {
+            "pickle": (pickle.dumps, pickle.loads),
+            "json": (LlamaIndexMemory.to_json, LlamaIndexMemory.from_json),
+            "dict": (LlamaIndexMemory.to_dict, LlamaIndexMemory.from_dict),
+        }
+        dump, load = ways[how]
+        data = dump(memory)
+        engine = memory.handle.engine
+        del memory
+        gc.collect()
+        again = load(data)
+        assert texts(await again.aget()) == ["hi"]
+        assert again.handle.engine is engine
+        await again.aclose()
+
+
+async def test_an_engine_is_opened_again_from_its_arguments(uri: str) -> None:
+    memory = Memory.from_defaults("chat", async_database_uri=uri)
+    await memory.aput(user("hi"))
+    data, engine = memory.to_dict(), memory.handle.engine
+    del memory
+    await closed([engine])
+    again = LlamaIndexMemory.from_dict(data)
+    assert texts(await again.aget()) == ["hi"]
+    assert again.handle.engine is not engine
+    await again.aclose()

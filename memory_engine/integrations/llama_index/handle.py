@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any
 
 from llama_index.core.base.llms.types import ChatMessage as Theirs
-from llama_index.core.memory.types import BaseMemory
 
-from memory_engine import Memory
+from memory_engine.integrations.llama_index.connected import Connected
 from memory_engine.receipt import Context
 
-R = TypeVar("R")
 
-
-class HandleMethods(BaseMemory):
+class HandleMethods(Connected):
     """The memory of ours behind it, used in its engine's event loop."""
-
-    @abstractmethod
-    async def acall(self, work: Callable[[Memory], Awaitable[R]]) -> R:
-        """What `work` returns for the memory of ours behind this one: `await memory.acall(lambda handle: handle.pop())`.
-
-        It runs in the event loop of the engine, which is another than the caller's for a memory of `from_defaults`.
-        """
 
     async def adrain(self, timeout: float | None = None) -> None:
         """Wait until every block has absorbed every flushed message of this session.

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Sequence
 from enum import Enum
 from functools import partial
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Self, TypeVar
 from uuid import uuid4
 
 from llama_index.core.base.llms.types import ChatMessage as Theirs
-from pydantic import Field, PrivateAttr
 
 from memory_engine import Memory
-from memory_engine.errors import ClosedError, ConfigurationError
+from memory_engine.errors import ConfigurationError
 from memory_engine.integrations.llama_index import engines
 from memory_engine.integrations.llama_index.arguments import arguments_of, portable
-from memory_engine.integrations.llama_index.engines import Connection
 from memory_engine.integrations.llama_index.handed import Handed, aligned, of_status
 from memory_engine.integrations.llama_index.handle import HandleMethods
 from memory_engine.integrations.llama_index.runs import Runs
@@ -44,18 +41,6 @@ class LlamaIndexMemory(HandleMethods, SyncMethods):
     answered, the same text put by another run is its retry.
     """
 
-    session_id: str
-    engine: str
-    user_id: str | None = None
-    tenant: str = ""
-    on_write: Literal["do", "raise", "ignore"] = "do"
-    arguments: dict[str, Any] = Field(default_factory=dict)
-    needs: dict[str, str] = Field(default_factory=dict)
-
-    _handle: Memory | None = PrivateAttr(default=None)
-    _connection: Connection | None = PrivateAttr(default=None)
-    _owner: bool = PrivateAttr(default=False)
-
     @classmethod
     def class_name(cls) -> str:
         """The name under which LlamaIndex serializes it."""
@@ -75,8 +60,9 @@ class LlamaIndexMemory(HandleMethods, SyncMethods):
         """A memory with an engine of its own, from the arguments of LlamaIndex's `Memory.from_defaults` and of our own.
 
         Sync and cheap; it connects on first use. `memory_blocks` may be of both kinds. Memories with equal arguments and a
-        database share one engine, which runs in a thread of its own until `aclose()` of the last one, or until the
-        interpreter exits. An `async_engine` of yours is used in the event loop in which the memory is used first.
+        database share one engine, which runs in a thread of its own until `aclose()` of the last one, or until none of them is
+        left: pending deliveries get some seconds then, and what is not done is done at the next start. An `async_engine` of
+        yours is used in the event loop in which the memory is used first.
         A `chat_history` that is not empty becomes the active messages at once.
 
         :raises ConfigurationError: an argument is wrong or has no counterpart (`chat_store`, `db_schema`).
@@ -86,9 +72,7 @@ class LlamaIndexMemory(HandleMethods, SyncMethods):
         plain, needs = portable(arguments)
         name = session_id or f"session-{uuid4()}"
         memory = cls(session_id=name, user_id=user_id, tenant=tenant, engine=connection.name, arguments=plain, needs=needs)
-        memory._connection, memory._owner = connection, True
-        connection.users += 1
-        memory._handle = connection.engine.session(name, user_id=user_id, tenant=tenant)
+        memory._own(connection)
         if chat_history:
             if connection.thread is None:
                 raise ConfigurationError("With an async_engine of yours, call `await memory.aset(chat_history)` instead.")
@@ -108,7 +92,7 @@ class LlamaIndexMemory(HandleMethods, SyncMethods):
             engine=engines.name_of(memory.engine),
             on_write=memory._on_write,
         )
-        wrapped._connection, wrapped._handle = engines.find(wrapped.engine), memory
+        wrapped._handle = memory
         return wrapped
 
     # -- async -----------------------------------------------------------------------------------------------
@@ -170,57 +154,7 @@ class LlamaIndexMemory(HandleMethods, SyncMethods):
         await self.acall(reset)
         _runs.forget(self._session)
 
-    async def aclose(self, *, timeout: float = 30.0) -> None:
-        """Let pending deliveries end (at most `timeout` seconds). The last memory of an engine that `from_defaults` opened
-        closes it. Idempotent."""
-        connection, self._connection = self._connection, None
-        handle, self._handle = self._handle, None
-        if connection is None or connection.closed:
-            return
-        if self._owner:
-            self._owner = False
-            await engines.release(connection, timeout)
-        elif handle is not None:
-            await connection.call(partial(handle.aclose, timeout=timeout))
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
-
     # -- helpers ---------------------------------------------------------------------------------------------
-
-    @property
-    def handle(self) -> Memory:
-        """The memory of ours behind it; only for the event loop of its engine, `acall` is for any.
-        Raises `ConfigurationError` when no engine has that name here."""
-        return self._connected()[1]
-
-    def _connected(self) -> tuple[Connection, Memory]:
-        found = engines.find(self.engine)
-        if found is None:
-            if self.needs or not self.arguments.get("async_database_uri"):
-                raise engines.lost(self.engine, self.needs)
-            found = engines.open_engine(self.arguments, self.engine)
-        if found.closed:
-            raise ClosedError(f"The engine {self.engine!r} is closed; register one that is open under this name.")
-        if self._handle is None or self._handle.engine is not found.engine:
-            handle = found.engine.session(self.session_id, user_id=self.user_id, tenant=self.tenant)
-            self._handle = handle if self.on_write == "do" else handle.read_only(on_write=self.on_write)
-        self._connection = found
-        return found, self._handle
-
-    async def acall(self, work: Callable[[Memory], Awaitable[R]]) -> R:
-        """What `work` returns for the memory of ours behind this one: `await memory.acall(lambda handle: handle.pop())`.
-
-        It runs in the event loop of the engine, which is another than the caller's for a memory of `from_defaults`.
-        """
-        connection, handle = self._connected()
-        return await connection.call(lambda: work(handle))
-
-    def _wait(self, work: Callable[[], Awaitable[R]], method: str) -> R:
-        return self._connected()[0].wait(work, method)
 
     @property
     def _session(self) -> tuple[str, str, str]:
@@ -228,15 +162,12 @@ class LlamaIndexMemory(HandleMethods, SyncMethods):
 
     def _query(self, input: str | Theirs | None, block_kwargs: dict[str, Any]) -> Any:  # noqa: A002
         block_kwargs.pop("initial_token_count", None)
-        asked = block_kwargs.pop("messages", None) if input is None else input
-        several = isinstance(asked, list) and all(isinstance(item, Theirs) for item in asked)
-        return self._read(asked if several else [asked]) if several or isinstance(asked, Theirs) else asked
+        asked: Any = block_kwargs.pop("messages", None) if input is None else input
+        asked = [asked] if isinstance(asked, Theirs) else asked
+        return self._read(asked) if isinstance(asked, list) and all(isinstance(item, Theirs) for item in asked) else asked
 
     def _read(self, messages: Sequence[Theirs]) -> list[ChatMessage]:
         return _handed.read(self._session, messages)
 
     def _given(self, messages: Sequence[ChatMessage]) -> list[Theirs]:
         return _handed.give(self._session, messages)
-
-    def __deepcopy__(self, memo: Mapping[int, Any] | None = None) -> Self:
-        return copy.copy(self)  # The engine is shared: what is copied is which session it is.
