@@ -61,7 +61,7 @@ class Connected(BaseMemory):
         if user is not None:
             await engines.release(connection, user, timeout)
         elif handle is not None:
-            await connection.call(partial(handle.aclose, timeout=timeout))
+            await connection.call(partial(handle.aclose, timeout=timeout), connect=False)
 
     async def __aenter__(self) -> Self:
         return self

@@ -72,12 +72,12 @@ class Connection:
         if self.arguments is not None and not self.closed and loop is not None and loop.is_running():
             _close_later(self.engine, loop)
 
-    async def call(self, work: Callable[[], Awaitable[R]]) -> R:
+    async def call(self, work: Callable[[], Awaitable[R]], *, connect: bool = True) -> R:
         """Do it in the engine's event loop."""
         thread = self.thread
         if thread is None or asyncio.get_running_loop() is thread.loop:
             return await work()
-        if not self.engine.connected:
+        if connect and not self.engine.connected:
             await asyncio.wrap_future(self._connected(thread))
         return await asyncio.wrap_future(thread.submit(work))
 
@@ -192,7 +192,7 @@ async def release(connection: Connection, user: User, timeout: float) -> None:
         connection.users.discard(user)
         if connection.users:
             return
-    await connection.call(partial(connection.engine.aclose, timeout=timeout))
+    await connection.call(partial(connection.engine.aclose, timeout=timeout), connect=False)
     with _lock:
         for connections in (_opened, _kept):
             if connections.get(connection.name) is connection:
