@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any
 
-from memory_engine.integrations.llama_index.handed import SessionKey
+from memory_engine.integrations.llama_index.inserted import SessionKey
 from memory_engine.messages import ChatMessage, encode
 
 _SESSIONS = 10_000
