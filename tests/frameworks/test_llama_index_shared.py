@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from llama_index.core.agent.workflow import FunctionAgent
+from llama_index.core.agent.workflow import AgentWorkflow, FunctionAgent
 from llama_index.core.base.llms import types as li
 from llama_index.core.base.llms.types import ChatMessage as Theirs
 from llama_index.core.chat_engine import SimpleChatEngine
@@ -212,6 +212,39 @@ async def test_what_is_reset_during_a_run_does_not_come_back(uri: str) -> None:
         await FunctionAgent(tools=[forget], llm=llm_of(model)).run("The code is 7781.", memory=memory)
         assert seen[0] == ["The code is 7781."]
         assert "7781" not in str(seen[1:]) + str(await memory.aget())
+
+
+async def test_the_retry_of_a_workflow_that_failed_after_a_handoff_takes_it_up(uri: str) -> None:
+    away = True
+    handoffs = 0
+
+    def reception(messages: Sequence[Theirs]) -> Theirs:
+        nonlocal handoffs
+        handoffs += 1
+        return calling(f"call-{handoffs}", "handoff", to_agent="forecaster", reason="weather")
+
+    def forecaster(messages: Sequence[Theirs]) -> Theirs:
+        assert problems_of(from_llama_index(messages), 900) == []
+        assert texts(messages).count("The weather?") == 1
+        if away:
+            raise RuntimeError("the model is away")
+        return assistant("It is sunny.")
+
+    one = FunctionAgent(name="reception", description="", llm=llm_of(reception), can_handoff_to=["forecaster"])
+    two = FunctionAgent(name="forecaster", description="", llm=llm_of(forecaster))
+    async with engine_at(uri, memory_blocks=[]) as engine:
+        memory = LlamaIndexMemory.from_memory(engine.session("busy"))
+
+        def ask() -> Any:
+            return AgentWorkflow(agents=[one, two], root_agent="reception").run("The weather?", memory=memory)
+
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="the model is away"):
+                await ask()
+        away = False
+        assert str(await ask()) == "It is sunny."
+        roles = [message.role.value for message in await memory.aget_all()]
+        assert roles == ["user", *["assistant", "tool"] * 3, "assistant"]
 
 
 # -- event loops -----------------------------------------------------------------------------------------------------

@@ -23,25 +23,11 @@ from uuid import uuid4
 from memory_engine import MemoryEngine
 from memory_engine.errors import ConfigurationError, WrongEventLoopError
 from memory_engine.integrations.llama_index.arguments import equal, is_in_memory, name_for
+from memory_engine.integrations.llama_index.loops import LoopThread, running_loop
 
 R = TypeVar("R")
 _LAST = 10.0
 """Seconds for deliveries when nobody holds an engine any more, or the interpreter exits; the rest stays in the database."""
-
-
-class _LoopThread:
-    """An event loop in a daemon thread."""
-
-    def __init__(self) -> None:
-        # A loop keeps the context that it is made in, and whatever a workflow's run has put there.
-        self.loop = contextvars.Context().run(asyncio.new_event_loop)
-        threading.Thread(target=self.loop.run_forever, name="memory-engine-llama-index", daemon=True).start()
-
-    def submit(self, work: Callable[[], Awaitable[R]]) -> Future[R]:
-        async def run() -> R:
-            return await work()
-
-        return asyncio.run_coroutine_threadsafe(run(), self.loop)
 
 
 class User:
@@ -63,7 +49,7 @@ class Connection:
         return self.engine.closed
 
     @property
-    def thread(self) -> _LoopThread | None:
+    def thread(self) -> LoopThread | None:
         """Where it runs; None: in the event loop of whoever uses it first."""
         return _own_thread() if self.threaded else None
 
@@ -75,13 +61,13 @@ class Connection:
     async def call(self, work: Callable[[], Awaitable[R]], *, connect: bool = True) -> R:
         """Do it in the engine's event loop."""
         thread = self.thread
-        if thread is None or asyncio.get_running_loop() is thread.loop:
+        if thread is None or asyncio.getrunning_loop() is thread.loop:
             return await work()
         if connect and not self.engine.connected:
             await asyncio.wrap_future(self._connected(thread))
         return await asyncio.wrap_future(thread.submit(work))
 
-    def _connected(self, thread: _LoopThread) -> Future[object]:
+    def _connected(self, thread: LoopThread) -> Future[object]:
         """Done when the engine is connected. What it starts then goes on as long as it is open, and must not hold what the
         context of the caller does: a workflow's run, and with it the memory that holds the engine."""
         return contextvars.Context().run(thread.submit, self.engine.session("any").__aenter__)
@@ -93,7 +79,7 @@ class Connection:
 
         :raises WrongEventLoopError: the engine's event loop does not run, or it may be the one that would be blocked.
         """
-        running, thread = _running_loop(), self.thread
+        running, thread = running_loop(), self.thread
         if running is not None and (thread is None or running is thread.loop):
             raise WrongEventLoopError(
                 f"{method}() would block the event loop that is running here; write `await memory.a{method}(...)`."
@@ -120,7 +106,7 @@ _opened: weakref.WeakValueDictionary[str, Connection] = weakref.WeakValueDiction
 _kept: dict[str, Connection] = {}
 _closing: set[Future[None]] = set()
 _lock = threading.Lock()
-_thread: _LoopThread | None = None
+_thread: LoopThread | None = None
 
 
 def register_engine(name: str, engine: MemoryEngine) -> None:
@@ -208,16 +194,10 @@ def lost(name: str, needs: Mapping[str, Any]) -> ConfigurationError:
     )
 
 
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    with suppress(RuntimeError):
-        return asyncio.get_running_loop()
-    return None
-
-
-def _own_thread() -> _LoopThread:
+def _own_thread() -> LoopThread:
     global _thread  # noqa: PLW0603 - one for the process
     if _thread is None:
-        _thread = _LoopThread()
+        _thread = LoopThread()
         # Not atexit: then no thread can be started any more, and databases have theirs.
         getattr(threading, "_register_atexit")(_close_all)  # noqa: B009
     return _thread

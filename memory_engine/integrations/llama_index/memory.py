@@ -37,8 +37,10 @@ class LlamaIndexMemory(HandleMethods, SyncMethods):
     in; one of the application's own engine would wait for itself there, and raises `WrongEventLoopError` instead.
 
     What `get` returned may be put or set again: messages that are stored are known again, and what memory inserted is not
-    stored. One that is new is stored whenever it is put, with one exception: when an agent's run ended before it was
-    answered, the same text put by another run is its retry.
+    stored, also when they went through JSON. One that is new is stored whenever it is put, with one exception: when an agent's
+    run ended before it was answered, the same text put by another run is its retry.
+
+    What `aget` returns in a workflow's run ends with what this run asked, whatever others put meanwhile.
     """
 
     @classmethod
