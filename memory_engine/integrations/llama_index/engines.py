@@ -61,7 +61,7 @@ class Connection:
     async def call(self, work: Callable[[], Awaitable[R]], *, connect: bool = True) -> R:
         """Do it in the engine's event loop."""
         thread = self.thread
-        if thread is None or asyncio.getrunning_loop() is thread.loop:
+        if thread is None or asyncio.get_running_loop() is thread.loop:
             return await work()
         if connect and not self.engine.connected:
             await asyncio.wrap_future(self._connected(thread))

@@ -31,5 +31,5 @@ class LoopThread:
 def running_loop() -> asyncio.AbstractEventLoop | None:
     """The event loop in which this is called; None where none runs."""
     with suppress(RuntimeError):
-        return asyncio.getrunning_loop()
+        return asyncio.get_running_loop()
     return None
