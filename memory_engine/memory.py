@@ -170,7 +170,7 @@ class Memory:
             raise ConfigurationError("Give the query once: as `input` or as `messages`.")
         return await self._read_context(input if input is not None else messages, block_kwargs)
 
-    async def context_of_run(self, own: Sequence[ChatMessage], query: Query = None, **block_kwargs: Any) -> Context:
+    async def context_of_run(self, own: Sequence[ChatMessage], query: Query = None, /, **block_kwargs: Any) -> Context:
         """The context for the model of one run, while other runs write to the same session; for adapters and own loops.
 
         `own` is what the run has said, in order: messages as they were stored, and others that will be. They stand behind

@@ -8,7 +8,6 @@ from typing import Any
 
 from memory_engine.errors import ConfigurationError, MessageConflictError
 from memory_engine.formats.agent_framework import from_message, to_message, to_messages
-from memory_engine.integrations.one_run import context_of_run
 from memory_engine.integrations.room import make_room
 from memory_engine.memory import Memory
 from memory_engine.messages import ChatMessage
@@ -74,7 +73,7 @@ class MemoryHistoryProvider(HistoryProvider):
         approved = _approved_calls(context.input_messages)
         run = await self._run_of(memory, approved.union(*(message.tool_results for message in given)))
         run += [message for message in given if all(message.id != known.id for known in run)]
-        view = await context_of_run(memory, run)
+        view = (await memory.context_of_run(run)).messages
         # The framework turns approvals into results afterwards: it needs their calls, which a view hides until then.
         held = _steps_of(run, approved)
         ids = {message.id for message in given}

@@ -12,7 +12,6 @@ from typing import Any
 from memory_engine.errors import MessageConflictError
 from memory_engine.formats.google_adk import from_event, to_content, to_event
 from memory_engine.integrations.google_adk_events import contents_beside, live_events, story_of, tell, with_beside
-from memory_engine.integrations.one_run import context_of_run
 from memory_engine.integrations.room import make_room
 from memory_engine.memory import Memory
 from memory_engine.messages import ChatMessage
@@ -87,7 +86,7 @@ class MemoryPlugin(BasePlugin):
         memory = self.memory_of(session)
         events = live_events(session.events)[0]
         story = story_of([told.event for told in tell(events) if told.event], run_id)
-        view = await context_of_run(memory, [run.stored.get(event.id) or from_event(event) for event in story])
+        view = (await memory.context_of_run([run.stored.get(event.id) or from_event(event) for event in story])).messages
         beside = contents_beside(llm_request.contents, events)
         if beside:
             view = make_room(memory, view, [from_event(Event(author="user", content=content)) for content, _ in beside])

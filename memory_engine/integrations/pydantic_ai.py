@@ -9,7 +9,6 @@ from typing import Any
 
 from memory_engine.errors import MessageConflictError
 from memory_engine.formats.pydantic_ai import KnownParts, from_model_messages, is_inserted, to_model_messages
-from memory_engine.integrations.one_run import context_of_run
 from memory_engine.memory import Memory
 from memory_engine.messages import ChatMessage
 
@@ -59,7 +58,7 @@ class AgentMemory(AbstractCapability[Any]):
         self._live = ctx  # its list of messages is the one that grows; that of `wrap_run` stays as it was
         await self._save()
         if isinstance(request_context.messages[-1], ai.ModelRequest):  # else the provider goes on with what it suspended
-            view = await context_of_run(self.memory, list(self._stored.values()))
+            view = (await self.memory.context_of_run(list(self._stored.values()))).messages
             prompts = [*self._prompts, *_system_prompts(self._own())]
             first: list[ai.ModelMessage] = [ai.ModelRequest(parts=prompts)] if prompts else []
             # Without a word of anybody, instructions are all there is: the framework's request has them.

@@ -13,7 +13,6 @@ from memory_engine.errors import InvalidMessageError, MessageConflictError
 from memory_engine.integrations.langchain.calls import known_id
 from memory_engine.integrations.langchain.incoming import mark_of
 from memory_engine.integrations.langchain.messages import from_langchain, message_from_langchain, to_langchain
-from memory_engine.integrations.one_run import context_of_run
 from memory_engine.memory import Memory
 from memory_engine.messages import without_memory
 
@@ -68,7 +67,7 @@ class Thread:
         The run's request and what was said since stand last, whatever other runs of the session have said meanwhile.
         """
         own = [message for message in map(without_memory, from_langchain(self._own(messages))) if message is not None]
-        return to_langchain(await context_of_run(self.memory, own))
+        return to_langchain((await self.memory.context_of_run(own)).messages)
 
     def _own(self, messages: Sequence[BaseMessage]) -> list[BaseMessage]:
         """What the run with this state has said: its request, which may be several messages, and the steps after it."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import re
 from collections.abc import Sequence
 from enum import Enum
 from typing import Any, cast
+from uuid import uuid4
 
 from llama_index.core.base.llms.types import ChatMessage as TheirMessage
 from llama_index.core.memory.memory import BaseMemoryBlock as TheirBlock
@@ -35,13 +37,18 @@ class LlamaIndexBlock(BaseMemoryBlock[Any]):
     exactly once for each message. Fields that hold models, stores and other components are shared and never saved. The
     block object itself is never changed, so that it may serve any number of sessions.
 
-    What it writes to an outside store happens at least once, and stays there when messages are erased.
+    As `session_id` it is given an id of the scope (session, user or all), which nobody else's scope has: what it writes to an
+    outside store under this id is found there again, and by nobody else. It happens at least once. When messages are erased the
+    block begins anew, absorbs what is left, and has another id: what it wrote before stays in the store and is not found.
 
     :raises BlockDefinitionError: `block` is no block of LlamaIndex.
     """
 
     block: Any = Field(exclude=True)
     state: dict[str, Any] = Field(default_factory=dict)
+    generation: str = ""
+    """Given by the first delivery and gone with the rest of the state: without it a block that was rebuilt would find what
+    it had written before, erased messages among it, and find twice what it absorbs again."""
 
     def __init__(self, block: TheirBlock[Any], **fields: Any) -> None:
         if not isinstance(block, TheirBlock):
@@ -52,14 +59,15 @@ class LlamaIndexBlock(BaseMemoryBlock[Any]):
 
     async def _aget(self, messages: Sequence[ChatMessage] | None = None, **block_kwargs: Any) -> Any:
         theirs = to_llama_index(messages or ())
-        content = await self._copy().aget(theirs, **{"session_id": self.context.session_id} | block_kwargs)
+        content = await self._copy().aget(theirs, **block_kwargs | {"session_id": self._scope_id})
         return _ours(self.name, content)
 
     async def _aput(self, messages: Sequence[ChatMessage]) -> None:
+        self.generation = self.generation or uuid4().hex
         block = self._copy()
         before = _plain(block)
         private = self.block.__pydantic_private__ or {}
-        await block.aput(to_llama_index(messages), from_short_term_memory=True, session_id=self.context.session_id)
+        await block.aput(to_llama_index(messages), from_short_term_memory=True, session_id=self._scope_id)
         for name, value in (block.__pydantic_private__ or {}).items():
             if _is_plain(value) and value != private.get(name):
                 raise BlockStateError(f"The private attribute {name!r} of block {self.name!r} changed and would be lost.")
@@ -71,6 +79,10 @@ class LlamaIndexBlock(BaseMemoryBlock[Any]):
             return await super().atruncate(content, tokens_to_truncate)
         left = await self._copy().atruncate(_theirs(content), tokens_to_truncate)
         return None if left is None else _ours(self.name, left)
+
+    @property
+    def _scope_id(self) -> str:
+        return hashlib.sha256(f"{self.context.scope_key}\0{self.generation}".encode()).hexdigest()[:32]
 
     def _copy(self) -> TheirBlock[Any]:
         """Their block with what is saved, whose fields may be changed."""

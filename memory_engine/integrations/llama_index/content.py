@@ -94,8 +94,12 @@ def _read_thinking(block: theirs.ThinkingBlock, blocks: list[Any]) -> Entry:
         extra["num_tokens"] = block.num_tokens
     if block.content is None:
         extra["content"] = None
-    signature = (block.additional_information or {}).get("signature")
-    blocks.append(ThinkingBlock(text=block.content or "", signature=signature if isinstance(signature, str) else None))
+    information = dict(extra.pop("additional_information", {}))
+    # Kept once, where ours has it.
+    signature = information.pop("signature") if isinstance(information.get("signature"), str) else None
+    if information:
+        extra["additional_information"] = information
+    blocks.append(ThinkingBlock(text=block.content or "", signature=signature))
     return {"extra": extra} if extra else {}
 
 
@@ -156,7 +160,7 @@ def write_block(block: AnyBlock, entry: Entry) -> Any:
         values = {"tool_call_id": block.id, "tool_name": block.name, "tool_kwargs": arguments}
         return theirs.ToolCallBlock.model_construct(**values | thaw(extra or {}))
     if isinstance(block, ThinkingBlock):
-        return _write_thinking(block, extra, complete=bool(entry) or block.signature is None)
+        return _write_thinking(block, extra)
     if isinstance(block, ToolResultBlock):  # of a role that has none in their messages
         return theirs.TextBlock.model_construct(text=block.content)
     if isinstance(block, DocumentBlock) and block.file_id is not None:
@@ -164,11 +168,13 @@ def write_block(block: AnyBlock, entry: Entry) -> Any:
     return _write_media(block, extra)
 
 
-def _write_thinking(block: ThinkingBlock, extra: Entry | None, *, complete: bool) -> Any:
-    values: dict[str, Any] = {"content": block.text, "num_tokens": None, "additional_information": {}}
-    if not complete:
-        values["additional_information"] = {"signature": block.signature} | ({"redacted": True} if block.redacted else {})
-    return theirs.ThinkingBlock.model_construct(**values | thaw(extra or {}))
+def _write_thinking(block: ThinkingBlock, extra: Entry | None) -> Any:
+    values: dict[str, Any] = {"content": block.text, "num_tokens": None, "additional_information": {}} | thaw(extra or {})
+    if block.signature is not None:
+        values["additional_information"]["signature"] = block.signature
+    if block.redacted:
+        values["additional_information"]["redacted"] = True
+    return theirs.ThinkingBlock.model_construct(**values)
 
 
 def _write_media(block: Any, extra: Entry | None) -> Any:

@@ -13,16 +13,16 @@ from llama_index.core.base.llms.types import ChatMessage as Theirs
 from memory_engine import Memory
 from memory_engine.errors import ConfigurationError
 from memory_engine.integrations.llama_index.content import write_block
+from memory_engine.integrations.llama_index.inserted import Inserted, SessionKey
 from memory_engine.integrations.llama_index.messages import from_llama_index, to_llama_index
 from memory_engine.messages import ChatMessage, encode
-
-SessionKey = tuple[str, str, str]
 
 
 class Handed:
     """Remembers handed-out objects as long as they live."""
 
     def __init__(self) -> None:
+        self._inserted = Inserted()
         self._known: dict[int, tuple[weakref.ref[Theirs], SessionKey, ChatMessage]] = {}
 
     def give(self, session: SessionKey, messages: Sequence[ChatMessage]) -> list[Theirs]:
@@ -32,6 +32,7 @@ class Handed:
             made = to_llama_index([message])
             if len(made) == 1:
                 key = id(made[0])
+                self._inserted.note(session, made[0], message)
                 self._known[key] = (weakref.ref(made[0], partial(self._forget, key)), session, message)
             given += made
         return given
@@ -46,13 +47,15 @@ class Handed:
         inserted also for those that were changed since."""
         kept: list[ChatMessage | None] = []
         new: list[Theirs] = []
-        for message in messages:
+        for message, found in zip(messages, self._inserted.find(session, messages), strict=True):
             source = self._source(session, message)
             if source is not None and to_llama_index([source]) == [message]:
                 kept.append(source)
                 continue
-            left = message if source is None else _without_memory(message, source)
-            if left is not None:
+            left = found if source is None else _without_memory(message, source)
+            if isinstance(left, ChatMessage):
+                kept.append(left)
+            elif left is not None:
                 kept.append(None)
                 new.append(left)
         # Together, because results without an id belong to the calls before them.

@@ -2,57 +2,45 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Sequence
 from enum import Enum
 from functools import partial
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Self, TypeVar
 from uuid import uuid4
 
 from llama_index.core.base.llms.types import ChatMessage as Theirs
-from llama_index.core.memory.types import BaseMemory
-from pydantic import Field, PrivateAttr
 
 from memory_engine import Memory
-from memory_engine.errors import ClosedError, ConfigurationError
+from memory_engine.errors import ConfigurationError
 from memory_engine.integrations.llama_index import engines
 from memory_engine.integrations.llama_index.arguments import arguments_of, portable
-from memory_engine.integrations.llama_index.engines import Connection
 from memory_engine.integrations.llama_index.handed import Handed, aligned, of_status
-from memory_engine.integrations.llama_index.retries import Retries
+from memory_engine.integrations.llama_index.handle import HandleMethods
+from memory_engine.integrations.llama_index.runs import Runs
+from memory_engine.integrations.llama_index.sync import SyncMethods
 from memory_engine.messages import ChatMessage
 
 R = TypeVar("R")
 _handed = Handed()
-_retries = Retries()
+_runs = Runs()
 
 
-class LlamaIndexMemory(BaseMemory):
+class LlamaIndexMemory(HandleMethods, SyncMethods):
     """One session's memory for agents, workflows and chat engines of LlamaIndex.
 
     It consists of plain JSON and finds its engine by name at every use, so it goes into a serialized `Context` and comes out
     again, also in another process; see `register_engine`. Nothing of a database address that may be secret is in it.
 
     `engine` is the name of a registered engine; `arguments` is what an engine of `from_defaults` can be opened from again,
-    and `needs` what else that takes. The sync methods wait for the async ones: they work in any thread in which no event
-    loop runs, and raise `WrongEventLoopError` where one does, because they would block it.
+    and `needs` what else that takes. The sync methods wait for the async ones, and block the event loop that they are called
+    in; one of the application's own engine would wait for itself there, and raises `WrongEventLoopError` instead.
 
     What `get` returned may be put or set again: messages that are stored are known again, and what memory inserted is not
-    stored. One that is new is stored whenever it is put, with one exception: when an agent's run ended before it was
-    answered, the same text put by another run is its retry.
+    stored, also when they went through JSON. One that is new is stored whenever it is put, with one exception: when an agent's
+    run ended before it was answered, the same text put by another run is its retry.
+
+    What `aget` returns in a workflow's run ends with what this run asked, whatever others put meanwhile.
     """
-
-    session_id: str
-    engine: str
-    user_id: str | None = None
-    tenant: str = ""
-    on_write: Literal["do", "raise", "ignore"] = "do"
-    arguments: dict[str, Any] = Field(default_factory=dict)
-    needs: dict[str, str] = Field(default_factory=dict)
-
-    _handle: Memory | None = PrivateAttr(default=None)
-    _connection: Connection | None = PrivateAttr(default=None)
-    _owner: bool = PrivateAttr(default=False)
 
     @classmethod
     def class_name(cls) -> str:
@@ -73,8 +61,9 @@ class LlamaIndexMemory(BaseMemory):
         """A memory with an engine of its own, from the arguments of LlamaIndex's `Memory.from_defaults` and of our own.
 
         Sync and cheap; it connects on first use. `memory_blocks` may be of both kinds. Memories with equal arguments and a
-        database share one engine, which runs in a thread of its own until `aclose()` of the last one, or until the
-        interpreter exits. An `async_engine` of yours is used in the event loop in which the memory is used first.
+        database share one engine, which runs in a thread of its own until `aclose()` of the last one, or until none of them is
+        left: pending deliveries get some seconds then, and what is not done is done at the next start. An `async_engine` of
+        yours is used in the event loop in which the memory is used first.
         A `chat_history` that is not empty becomes the active messages at once.
 
         :raises ConfigurationError: an argument is wrong or has no counterpart (`chat_store`, `db_schema`).
@@ -84,9 +73,7 @@ class LlamaIndexMemory(BaseMemory):
         plain, needs = portable(arguments)
         name = session_id or f"session-{uuid4()}"
         memory = cls(session_id=name, user_id=user_id, tenant=tenant, engine=connection.name, arguments=plain, needs=needs)
-        memory._connection, memory._owner = connection, True
-        connection.users += 1
-        memory._handle = connection.engine.session(name, user_id=user_id, tenant=tenant)
+        memory._own(connection)
         if chat_history:
             if connection.thread is None:
                 raise ConfigurationError("With an async_engine of yours, call `await memory.aset(chat_history)` instead.")
@@ -106,7 +93,7 @@ class LlamaIndexMemory(BaseMemory):
             engine=engines.name_of(memory.engine),
             on_write=memory._on_write,
         )
-        wrapped._connection, wrapped._handle = engines.find(wrapped.engine), memory
+        wrapped._handle = memory
         return wrapped
 
     # -- async -----------------------------------------------------------------------------------------------
@@ -116,18 +103,20 @@ class LlamaIndexMemory(BaseMemory):
 
         `initial_token_count`, which chat engines give, is not used: reserve what prompts need with `reserved_tokens`.
         """
-        block_kwargs.pop("initial_token_count", None)
-        asked = block_kwargs.pop("messages", None) if input is None else input
-        query: Any = asked
-        if isinstance(asked, Theirs):
-            query = self._read([asked])
-        elif isinstance(asked, list) and all(isinstance(item, Theirs) for item in asked):
-            query = self._read(asked)
-        return self._given(await self._call(lambda memory: memory.get(query, **block_kwargs)))
+        query = self._query(input, block_kwargs)
+        # Found here: the engine's thread knows of no run.
+        own = _runs.own(self._session)
+
+        async def read(memory: Memory) -> list[ChatMessage]:
+            if own:
+                return (await memory.context_of_run(own, query, **block_kwargs)).messages
+            return await memory.get(query, **block_kwargs)
+
+        return self._given(await self.acall(read))
 
     async def aget_all(self, status: str | Enum | None = None) -> list[Theirs]:
         """Every message in order, archived ones too; with a `MessageStatus` those that are "active" or "archived"."""
-        return self._given(await self._call(lambda memory: of_status(memory, status)))
+        return self._given(await self.acall(lambda memory: of_status(memory, status)))
 
     async def aput(self, message: Theirs) -> None:
         """Commit one message; one that `get` returned is stored already."""
@@ -136,20 +125,23 @@ class LlamaIndexMemory(BaseMemory):
     async def aput_messages(self, messages: Sequence[Theirs]) -> None:
         """Commit several messages in one transaction, all or none."""
         new = self._read(messages)
-        if await _retries.is_retry(self._session, new, self._call):
+        if await _runs.is_retry(self._session, new, self.acall):
             return
-        stored = await self._call(lambda memory: memory.put_messages(new))
-        _retries.note(self._session, stored)
+        stored = await self.acall(lambda memory: memory.put_messages(new))
+        _runs.note(self._session, stored)
 
     async def aset(self, messages: Sequence[Theirs]) -> None:
         """Make these the active messages, in one transaction. Those that are stored stay as they are, known by their ids
         when `get` returned them, else by their content; the archive and what blocks know stay too."""
 
-        async def replace(memory: Memory) -> None:
-            await memory.set(await aligned(new, memory))
+        async def replace(memory: Memory) -> list[ChatMessage]:
+            known = await aligned(new, memory)
+            await memory.set(known)
+            return known
 
         new = self._read(messages)
-        await self._call(replace)
+        known = await self.acall(replace)
+        _runs.forget(self._session, {message.id for message in known})
 
     async def areset(self, status: str | Enum | None = None) -> None:
         """Delete the session's messages and everything derived; with a `MessageStatus` only those, with what came of them."""
@@ -160,91 +152,23 @@ class LlamaIndexMemory(BaseMemory):
             else:
                 await memory.delete([message.id for message in await of_status(memory, status) if message.id])
 
-        await self._call(reset)
-
-    async def aclose(self, *, timeout: float = 30.0) -> None:
-        """Let pending deliveries end (at most `timeout` seconds). The last memory of an engine that `from_defaults` opened
-        closes it. Idempotent."""
-        connection, self._connection = self._connection, None
-        handle, self._handle = self._handle, None
-        if connection is None or connection.closed:
-            return
-        if self._owner:
-            self._owner = False
-            await engines.release(connection, timeout)
-        elif handle is not None:
-            await connection.call(partial(handle.aclose, timeout=timeout))
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
-
-    # -- sync ------------------------------------------------------------------------------------------------
-
-    def get(self, input: str | Theirs | None = None, **block_kwargs: Any) -> list[Theirs]:  # noqa: A002
-        """`aget`, waited for; raises `WrongEventLoopError` inside of a running event loop."""
-        return self._wait(partial(self.aget, input, **block_kwargs), "get")
-
-    def get_all(self, status: str | Enum | None = None) -> list[Theirs]:
-        """`aget_all`, waited for."""
-        return self._wait(partial(self.aget_all, status), "get_all")
-
-    def put(self, message: Theirs) -> None:
-        """`aput`, waited for."""
-        self._wait(partial(self.aput, message), "put")
-
-    def put_messages(self, messages: Sequence[Theirs]) -> None:
-        """`aput_messages`, waited for."""
-        self._wait(partial(self.aput_messages, messages), "put_messages")
-
-    def set(self, messages: Sequence[Theirs]) -> None:
-        """`aset`, waited for."""
-        self._wait(partial(self.aset, messages), "set")
-
-    def reset(self, status: str | Enum | None = None) -> None:
-        """`areset`, waited for."""
-        self._wait(partial(self.areset, status), "reset")
+        await self.acall(reset)
+        _runs.forget(self._session)
 
     # -- helpers ---------------------------------------------------------------------------------------------
 
     @property
-    def handle(self) -> Memory:
-        """The memory of ours behind it, for `context`, `drain`, `block` and the like; used in its engine's event loop.
-        Raises `ConfigurationError` when no engine has that name here."""
-        return self._connected()[1]
-
-    def _connected(self) -> tuple[Connection, Memory]:
-        found = engines.find(self.engine)
-        if found is None:
-            if self.needs or not self.arguments.get("async_database_uri"):
-                raise engines.lost(self.engine, self.needs)
-            found = engines.open_engine(self.arguments, self.engine)
-        if found.closed:
-            raise ClosedError(f"The engine {self.engine!r} is closed; register one that is open under this name.")
-        if self._handle is None or self._handle.engine is not found.engine:
-            handle = found.engine.session(self.session_id, user_id=self.user_id, tenant=self.tenant)
-            self._handle = handle if self.on_write == "do" else handle.read_only(on_write=self.on_write)
-        self._connection = found
-        return found, self._handle
-
-    async def _call(self, work: Callable[[Memory], Awaitable[R]]) -> R:
-        connection, handle = self._connected()
-        return await connection.call(lambda: work(handle))
-
-    def _wait(self, work: Callable[[], Awaitable[R]], method: str) -> R:
-        return self._connected()[0].wait(work, method)
-
-    @property
     def _session(self) -> tuple[str, str, str]:
         return (self.engine, self.tenant, self.session_id)
+
+    def _query(self, input: str | Theirs | None, block_kwargs: dict[str, Any]) -> Any:  # noqa: A002
+        block_kwargs.pop("initial_token_count", None)
+        asked: Any = block_kwargs.pop("messages", None) if input is None else input
+        asked = [asked] if isinstance(asked, Theirs) else asked
+        return self._read(asked) if isinstance(asked, list) and all(isinstance(item, Theirs) for item in asked) else asked
 
     def _read(self, messages: Sequence[Theirs]) -> list[ChatMessage]:
         return _handed.read(self._session, messages)
 
     def _given(self, messages: Sequence[ChatMessage]) -> list[Theirs]:
         return _handed.give(self._session, messages)
-
-    def __deepcopy__(self, memo: Mapping[int, Any] | None = None) -> Self:
-        return copy.copy(self)  # The engine is shared: what is copied is which session it is.

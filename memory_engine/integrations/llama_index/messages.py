@@ -2,8 +2,9 @@
 
 What a `ChatMessage` of ours has no field for is kept in `metadata["llama_index"]`: `role` where it has another name,
 `additional_kwargs`, `blocks` (for each of their content blocks what ours cannot say), `calls` (the ids of tool calls that
-stood in `additional_kwargs`) and `no_id` (a tool result that named no call). What a view shortened or left out comes from our
-blocks, not from there. Open files become base64 text, and other values that are not JSON what LlamaIndex's own JSON says.
+stood in `additional_kwargs`) and `no_id` (a tool result that named no call); `metadata["counted"]` names what of it costs
+tokens. What a view shortened or left out comes from our blocks, not from there. Open files become base64 text, and other
+values that are not JSON what LlamaIndex's own JSON says.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from pydantic_core import PydanticSerializationError
 from memory_engine.content import TextBlock, ToolCallBlock, ToolResultBlock
 from memory_engine.errors import InvalidMessageError
 from memory_engine.integrations.llama_index.content import Entry, dump, is_id, read_block, thaw, write_block, write_kept
+from memory_engine.integrations.llama_index.counted import counted
 from memory_engine.messages import ChatMessage, invalid_message
+from memory_engine.tokens import COUNTED
 
 Theirs = theirs.ChatMessage
 KEY = "llama_index"
@@ -56,7 +59,8 @@ def _read(message: Theirs, unnamed: deque[str]) -> ChatMessage:
         if kwargs:
             kept["additional_kwargs"] = kwargs
         if kept:
-            fields["metadata"] = {KEY: kept}
+            paths = [[KEY, *path] for path in counted(kept, fields["blocks"])]
+            fields["metadata"] = {KEY: kept} | ({COUNTED: paths} if paths else {})
         return ChatMessage(**fields)
     except ValidationError as error:
         raise invalid_message(error) from error
@@ -223,7 +227,7 @@ def _restore_shown(block: Any, entry: Entry) -> Any:
 
 def _leave_out_calls(kwargs: dict[str, Any], ids: Iterable[str], left: set[str]) -> None:
     """Without the calls that the view left out."""
-    if "tool_calls" not in kwargs:
+    if kwargs.get("tool_calls") is None:
         if not left:
             kwargs.pop("function_call", None)
         return

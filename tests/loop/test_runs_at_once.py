@@ -10,7 +10,10 @@ import scenario
 from memory_engine import ChatMessage, Memory, ToolCallBlock
 from memory_engine.blocks import StaticMemoryBlock
 from memory_engine.errors import BudgetExceededError
-from memory_engine.integrations.one_run import context_of_run
+
+
+async def context_of_run(memory: Memory, own: list[ChatMessage]) -> list[ChatMessage]:
+    return (await memory.context_of_run(own)).messages
 
 
 async def others_talk(memory: Memory, turns: int = 30) -> None:
