@@ -1,4 +1,4 @@
-"""How much the tests do: reduced numbers by default, the full ones with `--soak`."""
+"""How much the tests do: reduced numbers by default, of random examples always the same, the full ones with `--soak`."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from memory_engine.sql import SqlStore
 from memory_engine.testing.postgres import PostgresServer
 
 settings.register_profile(
-    "default", max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+    "default", max_examples=20, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], print_blob=True
 )
-settings.register_profile("soak", settings.get_profile("default"), max_examples=2_000)
+settings.register_profile("soak", settings.get_profile("default"), max_examples=2_000, derandomize=False)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

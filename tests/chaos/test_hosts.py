@@ -222,7 +222,7 @@ async def test_hosts_databases_and_connections_that_die_lose_and_repeat_nothing(
     print(f"everything was absorbed {drained:.1f} s after the last put")
     expected = {"kills": 40, "crashes": 10, "drops": 50} if soak else {"kills": 3, "crashes": 1, "drops": 5}
     assert chaos.happened == (expected if server is not None else {"kills": expected["kills"]})
-    assert messages > (2_000 if soak else 40), "nearly nothing was written: the test says nothing"
+    assert messages > (2_000 if soak else 10), "nearly nothing was written: the test says nothing"
 
 
 async def learn_everything(engine: MemoryEngine, writers: list[Writer]) -> None:

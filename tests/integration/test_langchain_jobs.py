@@ -223,7 +223,7 @@ async def test_a_message_that_is_too_long_is_refused_by_name_not_dropped() -> No
 
 
 @given(st.lists(st.tuples(st.sampled_from(["user", "assistant"]), st.integers(0, 30)), max_size=25), st.integers(40, 120))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_a_token_buffer_never_exceeds_its_limit(said: list[tuple[str, int]], limit: int) -> None:
     async def run() -> None:
         async with memory_of(token_limit=limit, chat_history_token_ratio=1.0, token_flush_size=1) as memory:

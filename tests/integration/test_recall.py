@@ -286,7 +286,7 @@ LONG_AND_SHORT = [f"The zebra number {n} lives near the boathouse." + " It graze
     st.sampled_from(["zebra", "Tell me everything about the zebra number 7 and the boathouse.", None]),
     st.sampled_from(["system", "user", "split"]),
 )
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_budget_is_ever_exceeded(filled: Path, limit: int, max_tokens: int | None, query: str | None, method: str) -> None:
     counter = TokenCounter()
 

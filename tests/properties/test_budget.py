@@ -30,7 +30,7 @@ from memory_engine.messages import ChatMessage, ImageBlock, TextBlock, ThinkingB
 from memory_engine.render import ITEM_TAGS, ROOT_TAG, InsertMethod, Section, compose, render, render_section, tag_name
 from memory_engine.view import ViewStep, build_view, shortener
 
-EXAMPLES = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+EXAMPLES = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,7 @@ def explore(examples: int, tally: Tally[str], where: str) -> None:
 
     @settings(
         max_examples=examples,
+        derandomize=False,
         deadline=None,
         database=None,
         print_blob=False,

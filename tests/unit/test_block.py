@@ -437,7 +437,7 @@ async def test_records_by_prefix_page_and_version() -> None:
 _KEYS = st.text("ab", min_size=1, max_size=3)
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(
     stored=st.sets(_KEYS),
     written=st.dictionaries(_KEYS, st.booleans()),
