@@ -85,7 +85,7 @@ async def counts_are_right(engine: MemoryEngine, session: str, stored: list[Stor
         assert source.error is None and source.notes == (), f"{what}: {scope} of {session}"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [KINDS[0], pytest.param(KINDS[1], marks=pytest.mark.soak)])
 async def test_a_program_that_is_killed_while_it_fills_a_vector_store_has_each_item_once(
     tmp_path: Path, kind: str, scale: int
 ) -> None:

@@ -47,6 +47,7 @@ class TestGivenEngine(StoreContract):
         await engine.dispose()
 
 
+@pytest.mark.soak  # both parts of it are tested above
 class TestGivenEngineInMemory(StoreContract):
     shared = False
 
