@@ -168,7 +168,7 @@ class Memory:
         """The same messages as `get`, with a `Receipt` that accounts for every token and everything left out."""
         if input is not None and messages is not None:
             raise ConfigurationError("Give the query once: as `input` or as `messages`.")
-        return await self._read_context(input if input is not None else messages, block_kwargs)
+        return await self.context_of_run((), input if input is not None else messages, **block_kwargs)
 
     async def context_of_run(self, own: Sequence[ChatMessage], query: Query = None, /, **block_kwargs: Any) -> Context:
         """The context for the model of one run, while other runs write to the same session; for adapters and own loops.
@@ -179,9 +179,6 @@ class Memory:
 
         :raises BudgetExceededError: what may never be cut does not fit.
         """
-        return await self._read_context(query, block_kwargs, own)
-
-    async def _read_context(self, query: Query, block_kwargs: Mapping[str, Any], own: Sequence[ChatMessage] = ()) -> Context:
         await self._engine._ready()
         context = await read_context(self._session, query, block_kwargs, self._shown, own)
         self._session.core.shown.note(self._shown, context.messages)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
-from memory_engine.errors import MessageConflictError
 from memory_engine.formats.google_adk import from_event, to_content, to_event
 from memory_engine.integrations.google_adk_events import contents_beside, live_events, story_of, tell, with_beside
 from memory_engine.integrations.room import make_room
+from memory_engine.integrations.storing import put_new
 from memory_engine.memory import Memory
 from memory_engine.messages import ChatMessage
 
@@ -129,7 +128,7 @@ class MemoryPlugin(BasePlugin):
             self._runs.popitem(last=False)
         told = [item for item in tell(events) if run_id in item.by or (item.event and item.event.invocation_id == run_id)]
         said = [item.event for item in told if item.event and item.event.id not in run.stored]
-        for message in await _put_new(memory, list(map(from_event, said))):
+        for message in await put_new(memory, list(map(from_event, said))):
             run.stored[str(message.id)] = message
         # Afterwards, so that no moment is without a result; until then the first one counts.
         stale = [version for item in told for version in item.stale if version not in run.replaced]
@@ -160,14 +159,3 @@ def _drop_own_ids(contents: Sequence[types.Content]) -> None:
             step = part.function_call or part.function_response
             if step is not None and (step.id or "").startswith("adk-"):
                 step.id = None
-
-
-async def _put_new(memory: Memory, messages: Sequence[ChatMessage]) -> list[ChatMessage]:
-    """Store the messages; where one is stored already, that one stays."""
-    try:
-        return await memory.put_messages(messages)
-    except MessageConflictError:
-        for message in messages:
-            with suppress(MessageConflictError):
-                await memory.put(message)
-        return list(messages)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from memory_engine.errors import MessageConflictError
 from memory_engine.formats.pydantic_ai import KnownParts, from_model_messages, is_inserted, to_model_messages
+from memory_engine.integrations.storing import put_new
 from memory_engine.memory import Memory
 from memory_engine.messages import ChatMessage
 
@@ -70,7 +69,7 @@ class AgentMemory(AbstractCapability[Any]):
             await self._take_up()
             self._is_begun = True
         said = from_model_messages(self._own(), known=self._known)
-        for message in await _put_new(self.memory, [message for message in said if message.role != "system"]):
+        for message in await put_new(self.memory, [message for message in said if message.role != "system"]):
             self._stored[str(message.id)] = message
         self._known.update(str(message.id) for message in said)
 
@@ -81,7 +80,7 @@ class AgentMemory(AbstractCapability[Any]):
         known = KnownParts(await self.memory.get_all(last=_LOOK_BACK))
         new = known.without_known(self._given)
         self._prompts = _system_prompts(new)
-        said = await _put_new(self.memory, [m for m in from_model_messages(new) if m.role != "system"])
+        said = await put_new(self.memory, [m for m in from_model_messages(new) if m.role != "system"])
         stored = {message.id: message for message in said}
         for message in _begun(self._given):
             parts = message.parts if isinstance(message, ai.ModelRequest) else ()
@@ -125,15 +124,4 @@ async def save_messages(memory: Memory, messages: Iterable[ai.ModelMessage]) -> 
     :raises InvalidMessageError: one of them cannot be kept exactly.
     """
     known = KnownParts(await memory.get_all(last=_LOOK_BACK))
-    await _put_new(memory, from_model_messages(known.without_known(list(messages))))
-
-
-async def _put_new(memory: Memory, messages: Sequence[ChatMessage]) -> list[ChatMessage]:
-    """Store the messages; where one is stored already, that one stays: what came back may be a shortened view of it."""
-    try:
-        return await memory.put_messages(messages)
-    except MessageConflictError:
-        for message in messages:
-            with suppress(MessageConflictError):
-                await memory.put(message)
-        return list(messages)
+    await put_new(memory, from_model_messages(known.without_known(list(messages))))

@@ -116,19 +116,12 @@ async def test_three_runs_at_once() -> None:
     async with scenario.engine_at("sqlite+aiosqlite:///:memory:") as engine:
         memory = engine.session("at once")
         agent = agent_with(answer, memory)
-        for start in range(0, 27, 9):
-            turns = [start + 2, start + 5, start + 8]
+        for turns in scenario.AT_ONCE:
             session = AgentSession(session_id="at once")
             results = await asyncio.gather(*[agent.run(scenario.user_text(turn), session=session) for turn in turns])
             assert [result.text for result in results] == [f"Answer to {turn}, with tools." for turn in turns]
-        stored = await memory.get_all()
         assert script.problems == []
-        turns = [start + at for start in range(0, 27, 9) for at in (2, 5, 8)]
-        assert sorted(m.content for m in stored if m.role == "user") == sorted(map(scenario.user_text, turns))
-        assert sorted(c.id for m in stored for c in m.tool_calls) == sorted(r for m in stored for r in m.tool_results)
-        assert len([c for m in stored for c in m.tool_calls]) == 18
-        assert len([m for m in stored if m.content.startswith("Answer")]) == 9
-        assert await memory.get_all(archived=True)
+        await scenario.check_at_once(memory)
 
 
 async def test_a_run_that_fails_is_taken_up_again_without_its_input() -> None:

@@ -182,3 +182,18 @@ async def check_history(memory: Memory, *, turns: int = TURNS) -> None:
     assert len(answers) == turns
     texts = [message.content for message in await memory.get_all(archived=True)]
     assert turns < RESTART or texts, "nothing was flushed: the test says nothing"
+
+
+AT_ONCE = tuple((start + 2, start + 5, start + 8) for start in range(0, TURNS - 3, 9))
+"""Turns that are held three at once; each calls one tool after the other."""
+
+
+async def check_at_once(memory: Memory) -> None:
+    """Everything that was said in those turns is stored once."""
+    turns = [turn for three in AT_ONCE for turn in three]
+    stored = await memory.get_all()
+    assert sorted(m.content for m in stored if m.role == "user") == sorted(map(user_text, turns))
+    assert sorted(c.id for m in stored for c in m.tool_calls) == sorted(r for m in stored for r in m.tool_results)
+    assert len([c for m in stored for c in m.tool_calls]) == 18
+    assert len([m for m in stored if m.content.startswith("Answer")]) == 9
+    assert await memory.get_all(archived=True)
